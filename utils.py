@@ -1,0 +1,283 @@
+"""What two or more scripts share: flags, errors, files, seeds, devices, logging, checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+logger = logging.getLogger("igae")
+
+CHECKPOINT_FORMAT = 1
+AMP_MODES = ("auto", "off", "bf16", "fp16")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+Config = TypeVar("Config")
+
+
+class UserError(Exception):
+    """A failure its reader can mend: one line that says what, where and what to do next."""
+
+
+def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Decorate a script's `main`: a `UserError` becomes one stderr line and exit code 1.
+
+    An error raised in a loader's worker arrives with the worker's traceback before it, so the
+    last line is the message. Bugs keep their traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            message = str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")
+            print(f"error: {message}", file=sys.stderr)
+            return 1
+        except torch.OutOfMemoryError:
+            print("error: the device is out of memory; lower --batch_size", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # `predict.py ... | head`: the reader has left, nobody to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+    return wrapper
+
+
+# ----------------------------------------------------------------------------- flags
+
+
+def flag(default: Any, help_text: str, *, choices: Sequence[str] = (), nargs: int = 0) -> Any:
+    """Return a dataclass field that `parse_config` turns into a command-line flag."""
+    metadata = {"help": help_text, "choices": tuple(choices), "nargs": nargs}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def config_parser(config_class: type, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with a flag for each `flag` field of the dataclass `config_class`.
+
+    A flag that is not given is absent from the namespace, so a caller can tell given from default.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if "help" not in field.metadata:
+            continue
+        kind = (typing.get_args(hints[field.name]) or (hints[field.name],))[0]
+        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if kind is not bool:
+            options = {"type": kind}
+            if field.metadata["choices"]:
+                options["choices"] = field.metadata["choices"]
+            else:
+                options["metavar"] = "FILE" if kind is Path else kind.__name__.upper()
+            if field.metadata["nargs"]:
+                options["nargs"] = field.metadata["nargs"]
+        shown = "" if field.default is None else f" (default: {field.default})"
+        parser.add_argument(f"--{field.name}", help=field.metadata["help"] + shown, **options)
+    return parser
+
+
+def build_config(
+    parser: argparse.ArgumentParser, config_class: type[Config], values: dict[str, Any]
+) -> Config:
+    """Return `config_class(**values)`; a ValueError of its own checks ends in `parser.error`."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """Return the fields of a config dataclass as JSON types: paths as text, tuples as lists."""
+    values = dataclasses.asdict(config).items()
+    return {
+        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+        for k, v in values
+    }
+
+
+# ----------------------------------------------------------------------------- files
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; at the end of the block it replaces `path` at once.
+
+    A block that fails, or a process that is killed, leaves the former file as it was.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, all of it or nothing; NaN is refused."""
+    with atomic_write(path) as temporary:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add `line` to the end of a text file."""
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+# ----------------------------------------------------------------------------- machine
+
+
+def usable_cpus() -> int:
+    """Return the number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is cuda, then mps, then cpu."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, usable in available.items() if usable)
+    if not available[name]:
+        usable = ", ".join(device for device, there in available.items() if there)
+        raise UserError(f"--device {name}: PyTorch finds no such device here; usable: {usable}")
+    return torch.device(name)
+
+
+def prepare_determinism(device: torch.device, deterministic: bool) -> None:
+    """Ask for deterministic algorithms: always on the CPU, elsewhere where `deterministic`.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    if device.type == "cpu" or deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators (every device) from `numbers`."""
+    state = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
+
+
+def git_commit() -> str:
+    """Return the commit of the code that runs, `-dirty` behind it where files were changed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def describe_environment(device: torch.device) -> dict[str, str | int]:
+    """Return what a result depends on besides code, data and seed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow")
+    return {
+        "device": device.type,
+        "device_name": name,
+        "system": platform.system(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def setup_logging(log_file: Path | None = None) -> None:
+    """Send progress to stderr and, where given, to `log_file` (appended)."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_file is not None:
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    for former in logger.handlers:
+        former.close()
+    logger.handlers = handlers
+    for handler in handlers:
+        handler.setFormatter(form)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+# ----------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain Python values) to `path`, all of it or nothing."""
+    with atomic_write(path) as temporary:
+        try:
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise UserError(f"cannot write {path}; is the disk full? ({error})") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what `save_checkpoint` wrote, its tensors on the CPU.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of this project.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} not found; train.py writes them to checkpoints/<run>/")
+    hint = "give a checkpoint-NNNNNN.pth that train.py wrote"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for foreign and truncated files
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); {hint}"
+        ) from error
+    if not isinstance(state, dict) or "model" not in state or "format" not in state:
+        raise UserError(
+            f"{path} holds no IGAE-Net checkpoint (weights alone are not enough); {hint}"
+        )
+    if state["format"] != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {state['format']}, this version reads"
+            f" {CHECKPOINT_FORMAT}; use the version that wrote it"
+        )
+    return state
