@@ -6,6 +6,7 @@ of hand images", 2019, https://arxiv.org/abs/1711.04322.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,13 +81,17 @@ def age_group(age: int) -> str:
 def read_csv_text(path: Path, columns: Sequence[str], what_next: str) -> pd.DataFrame:
     """Return the CSV at `path`, every cell as text, once `columns` are seen to be there.
 
+    Blank lines are left out; the index is the line in the file, whose header is line 1.
+
     Args:
         path: a CSV with a header line.
         columns: the columns that must be there; others are kept.
         what_next: the end of the error message if the file is missing.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+        )
     except FileNotFoundError:
         raise UserError(f"{path} not found; {what_next}") from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
@@ -98,15 +103,16 @@ def read_csv_text(path: Path, columns: Sequence[str], what_next: str) -> pd.Data
             f"{path}: missing columns {', '.join(missing)} (found {', '.join(table.columns)});"
             f" the file needs {', '.join(columns)}"
         )
-    return table
+    table.index += 2
+    return table[(table != "").any(axis=1)]
 
 
 def check_cells(table: pd.DataFrame, path: Path, rules: dict[str, tuple[pd.Series, str]]) -> None:
     """Refuse the first cell that breaks a rule, by its line in the file.
 
     Args:
-        table: the rows of `path` in file order, as text.
-        path: named in the message; its header is line 1.
+        table: as `read_csv_text` returns it.
+        path: named in the message.
         rules: column -> (which rows are legal, what was expected).
     """
     for column, (legal, expected) in rules.items():
@@ -114,7 +120,7 @@ def check_cells(table: pd.DataFrame, path: Path, rules: dict[str, tuple[pd.Serie
         if len(wrong):
             found = table[column].iloc[wrong[0]]
             raise UserError(
-                f"{path} line {wrong[0] + 2}: {column} is {found!r}, expected {expected}"
+                f"{path} line {table.index[wrong[0]]}: {column} is {found!r}, expected {expected}"
                 f" ({len(wrong)} such rows); correct the file"
             )
 
@@ -170,11 +176,13 @@ def read_hand_info(path: Path) -> pd.DataFrame:
             *(path, dirty.sum(), table["id"][dirty].iloc[0], names[dirty].iloc[0]),
         )
     numbers = {column: table[column].astype("int64") for column in ("age", *flags)}
-    return table.assign(id=ids, **numbers)[list(HAND_INFO_COLUMNS)]
+    return table.assign(id=ids, **numbers)[list(HAND_INFO_COLUMNS)].reset_index(drop=True)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Return the rows of a split CSV: columns name (of the photo), id, gender, age (int64).
+    """Return the rows of a split CSV: columns image_path, name (of the photo), id, gender, age.
+
+    All are text but age, which is int64.
 
     Args:
         path: a CSV with at least the columns image_path, id, gender, age. An image_path is a bare
@@ -187,8 +195,14 @@ def read_rows(path: Path) -> pd.DataFrame:
     names = table["image_path"].str.replace(r"^(?:.*[/\\])?Hands[/\\]", "", regex=True)
     legal = is_photo_name(names) & ~names.duplicated()
     check_cells(table, path, {**people_rules(table), "image_path": (legal, PHOTO_NAME)})
-    rows = pd.DataFrame({"name": names, "id": table["id"], "gender": table["gender"]})
-    return rows.assign(age=table["age"].astype("int64"))
+    rows = table.assign(name=names, age=table["age"].astype("int64"))
+    return rows[["image_path", "name", "id", "gender", "age"]].reset_index(drop=True)
+
+
+def fingerprint(rows: pd.DataFrame) -> str:
+    """Return a hash of the photo names and labels of `read_rows`, in their order."""
+    text = rows[["name", "id", "gender", "age"]].to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def warn_of_odd_ages(rows: pd.DataFrame, path: Path) -> None:
@@ -399,7 +413,7 @@ class Item(NamedTuple):
 
     image: torch.Tensor  # (3, H, W) float32, normalised
     labels: torch.Tensor  # (n_tasks,) int64 in the order of TASKS, -1 where unknown
-    row: int  # place in the split's CSV, from 0
+    row: int | torch.Tensor  # place in the split's CSV, from 0; of a batch: (N,) int64
 
 
 class HandsDataset(Dataset[Item]):

@@ -15,9 +15,9 @@ import torch.nn.functional as F  # noqa: N812  the name that PyTorch's users kno
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset_11k import TASKS, Item, LabelSpace
+from dataset_11k import TASKS, Item, LabelSpace, Transform, build_transform
 from model import IGAENet, ModelError, embedding_width
-from utils import UserError, logger
+from utils import UserError, logger, prepare_determinism, resolve_device
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROBE_SECONDS = 50  # a CPU's probe of bf16 gives up where it would take longer
@@ -55,15 +55,49 @@ def check_backbone(name: str, image_size: int) -> None:
         raise UserError(str(error)) from error
 
 
-def load_model(state: Mapping[str, Any]) -> IGAENet:
-    """Return the model that a checkpoint describes, with its weights, in evaluation mode."""
-    sizes = LabelSpace.from_json(state["label_space"]).sizes
-    config = state["config"]
-    model = build_model(
-        config["backbone"], sizes, pretrained=False, image_size=config["image_size"]
-    )
+@dataclass(frozen=True)
+class Predictor:
+    """A checkpoint's model, ready to answer, with what turns a photo into its input."""
+
+    model: IGAENet
+    label_space: LabelSpace
+    transform: Transform
+    decode_size: int
+    device: torch.device
+    amp: str
+
+
+def load_predictor(
+    state: Mapping[str, Any], *, device: str, amp: str | None, batch_size: int
+) -> Predictor:
+    """Return what a checkpoint describes, rebuilt from it alone.
+
+    Args:
+        state: as `utils.load_checkpoint` returns it.
+        device: value of the flag `--device`.
+        amp: value of the flag `--amp`; None: the precision of the training.
+        batch_size: photos at once, for the probe of `--amp auto`.
+    """
+    where = resolve_device(device)
+    prepare_determinism(where, deterministic=False)
+    space = LabelSpace.from_json(state["label_space"])
+    config, resolved = state["config"], state["resolved"]
+    size = config["image_size"]
+    model = build_model(config["backbone"], space.sizes, pretrained=False, image_size=size)
     model.load_state_dict(state["model"])
-    return model.eval()
+    model = model.to(where).to(memory_format=torch.channels_last).eval()
+    return Predictor(
+        model=model,
+        label_space=space,
+        transform=build_transform(
+            train=False, image_size=size, mean=resolved["mean"], std=resolved["std"]
+        ),
+        decode_size=resolved["decode_size"],
+        device=where,
+        amp=resolve_amp(
+            amp or resolved["amp"], model, where, batch_size=batch_size, image_size=size
+        ),
+    )
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
@@ -207,11 +241,25 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def predict_batches(
-    model: IGAENet, loader: Iterable[Item], *, device: torch.device, amp: str
+    model: IGAENet,
+    loader: Iterable[Item],
+    *,
+    device: torch.device,
+    amp: str,
+    show_progress: bool = True,
 ) -> Iterator[tuple[Item, Tensor, dict[str, Tensor]]]:
-    """Yield (batch, embedding, logits) in the loader's order; results are float32 on the CPU."""
+    """Yield (batch, embedding, logits) in the loader's order; results are float32 on the CPU.
+
+    Args:
+        model: put into evaluation mode.
+        loader: batches of `Item`.
+        device: the model's.
+        amp: a key of `AMP_DTYPES`.
+        show_progress: in a terminal; not where results are printed as they come.
+    """
     model.eval()
-    for batch in tqdm(loader, desc="predict", unit="batch", leave=False, disable=None):
+    disable = None if show_progress else True  # None: where stderr is no terminal
+    for batch in tqdm(loader, desc="predict", unit="batch", leave=False, disable=disable):
         images, _ = to_device(batch, device)
         with autocast(device, amp):
             embedding = model.embed(images)

@@ -6,8 +6,10 @@ model/models.py, with timm's backbones in place of torchvision's.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
+import http.client
 import os
 import sys
 import urllib.error
@@ -58,7 +60,7 @@ def find_backbone(name: str) -> Backbone:
     """
     if name in BACKBONES:
         return BACKBONES[name]
-    if timm.is_model(name):
+    if timm.is_model(name) and ("." not in name or name in timm.list_models(include_tags=True)):
         return Backbone(name)
     near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -70,21 +72,21 @@ def find_backbone(name: str) -> Backbone:
 def create_timm_model(
     backbone: Backbone, *, image_size: int, drop_path: float, **options: Any
 ) -> nn.Module:
-    """Return the timm model without its classifier, for square images of `image_size` pixels."""
-    if drop_path:
-        options["drop_path_rate"] = drop_path
-    try:
+    """Return the timm model without its classifier, for square images of `image_size` pixels.
+
+    A `drop_path` of 0 is said as well: some of timm's models have another default.
+    """
+    where_taken: dict[str, Any] = {"img_size": image_size, "drop_path_rate": drop_path}
+    while True:
         try:
-            return timm.create_model(backbone.tag, num_classes=0, img_size=image_size, **options)
+            return timm.create_model(backbone.tag, num_classes=0, **where_taken, **options)
         except TypeError as error:
-            if "img_size" not in str(error):
+            unknown = next((name for name in where_taken if name in str(error)), None)
+            if unknown is None:
                 raise
-        return timm.create_model(backbone.tag, num_classes=0, **options)
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        message = f"backbone {backbone.tag} has no stochastic depth; leave --drop_path out"
-        raise ModelError(message) from error
+            if where_taken.pop(unknown) and unknown == "drop_path_rate":
+                message = f"backbone {backbone.tag} has no stochastic depth; leave --drop_path out"
+                raise ModelError(message) from error
 
 
 def facts(model_or_tag: nn.Module | str) -> dict[str, Any]:
@@ -158,9 +160,9 @@ def hub_is_reachable() -> bool:
         request = urllib.request.Request(address, method="HEAD")
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT):
             return True
-    except urllib.error.HTTPError:  # it answered
-        return True
-    except OSError:
+    except urllib.error.HTTPError as error:  # it answered; out of order, it would be retried
+        return error.code < 500
+    except (OSError, http.client.HTTPException, ValueError):  # the last: no address at all
         return False
 
 
@@ -182,6 +184,8 @@ def create_pretrained(backbone: Backbone, *, image_size: int, drop_path: float) 
         options["pretrained_cfg_overlay"] = {"file": cached}
     try:
         return create_timm_model(backbone, pretrained=True, **options)
+    except ModelError:
+        raise
     except Exception as error:  # hub, network and weights libraries share no type
         reason = " ".join(str(error).split())[:200]
         message = f"ImageNet weights of {backbone.tag} cannot be fetched ({reason}); {advice}"
@@ -198,8 +202,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"--backbone_weights {path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # as many types as ways to be damaged
         raise ModelError(
             f"--backbone_weights {path} cannot be read ({type(error).__name__});"
@@ -225,8 +230,9 @@ def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) 
     # timm keeps each architecture's converter beside its class
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
-        state = convert(state, model)
-    classifier = facts(model)["classifier"]
+        with contextlib.suppress(Exception):  # weights of another model: the names below tell
+            state = convert(state, model)
+    classifier = facts(model)["classifier"] or ()
     prefixes = tuple(
         f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)
     )

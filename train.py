@@ -10,8 +10,8 @@ each enough to evaluate, predict or resume. The defaults are the published recip
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -37,6 +37,7 @@ from dataset_11k import (
     build_loader,
     build_transform,
     check_photos,
+    fingerprint,
     locate,
     read_rows,
     resize_size,
@@ -57,6 +58,7 @@ from utils import (
     DEVICES,
     UserError,
     append_line,
+    atomic_write,
     build_config,
     config_parser,
     config_to_json,
@@ -129,16 +131,18 @@ class TrainConfig:
         not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed", "num_workers")
         shares = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
         for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be above 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be a number above 0, not {getattr(self, name)}")
         for name in not_negative:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be a number from 0, not {getattr(self, name)}")
         for name, most in shares.items():
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise ValueError(f"--{name} must be in [0, {most:g}], not {getattr(self, name)}")
-        if not (all(w >= 0 for w in self.loss_weights) and sum(self.loss_weights) > 0):
-            raise ValueError("--loss_weights must not be negative, nor all 0")
+        if self.seed >= 2**64:
+            raise ValueError(f"--seed must be below 2**64, not {self.seed}")
+        if not (all(w >= 0 for w in self.loss_weights) and 0 < sum(self.loss_weights) < math.inf):
+            raise ValueError("--loss_weights must be numbers from 0, not all of them 0")
         if self.backbone_weights and not self.pretrained:
             raise ValueError("--backbone_weights and --no-pretrained contradict each other")
         if self.allow_partial_weights and not self.backbone_weights:
@@ -189,11 +193,6 @@ def learning_rate(epoch: int, *, base: float, warmup: bool, warmup_epochs: int) 
         start = base / 100
         return start + (base - start) * epoch / warmup_epochs
     return base * 0.5 ** ((epoch >= 25) + (epoch >= 40))
-
-
-def fingerprint(rows: pd.DataFrame) -> str:
-    """Return a hash of a split's photo names and labels, in their order."""
-    return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()
 
 
 def build_optimizer(model: IGAENet, config: TrainConfig) -> torch.optim.Optimizer:
@@ -377,7 +376,10 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not {"config", "resolved"} <= stored.keys():
+            raise ValueError("it describes no run")
+        return stored
     except (OSError, ValueError) as error:
         raise UserError(
             f"--resume {run_dir}: {path} cannot be read ({error}); give a folder that train.py made"
@@ -414,7 +416,8 @@ def cut_metrics(path: Path, last_epoch: int) -> None:
             break
         if record["epoch"] <= last_epoch:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8", newline="\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8", newline="\n")
 
 
 def announce_changes(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:

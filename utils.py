@@ -14,7 +14,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ logger = logging.getLogger("igae")
 CHECKPOINT_FORMAT = 1
 AMP_MODES = ("auto", "off", "bf16", "fp16")
 DEVICES = ("auto", "cuda", "mps", "cpu")
+
+REQUIRED: Any = dataclasses.MISSING  # the default of a flag that must be given
 
 Config = TypeVar("Config")
 
@@ -45,7 +47,9 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[...
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            code = main(argv)
+            sys.stdout.flush()  # so that a reader who has left is noticed here, not at exit
+            return code
         except UserError as error:
             message = str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")
             print(f"error: {message}", file=sys.stderr)
@@ -97,7 +101,9 @@ def config_parser(config_class: type, description: str | None) -> argparse.Argum
                 options["metavar"] = "FILE" if kind is Path else kind.__name__.upper()
             if field.metadata["nargs"]:
                 options["nargs"] = field.metadata["nargs"]
-        shown = "" if field.default is None else f" (default: {field.default})"
+        if field.default is REQUIRED:
+            options["required"] = True
+        shown = "" if field.default in (None, REQUIRED) else f" (default: {field.default})"
         parser.add_argument(f"--{field.name}", help=field.metadata["help"] + shown, **options)
     return parser
 
@@ -141,7 +147,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # not there: it was moved, or could not be made
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,62 @@
+# make demo | test | test-slow | lint | format | pictures | clean.  VENV=DIR uses that environment.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+DEMO := demo/11k
+DEMO_RUN := demo/run
+DEMO_CSV := $(DEMO)/sub_dataset/dorsal_dr.csv
+
+.PHONY: demo test test-slow lint format pictures clean
+
+# Installs what is missing; --no-index first, so that a complete environment needs no network.
+define install
+	@test -x $(RUN) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@PIP_FIND_LINKS= $(RUN) -m pip install -q --no-index -r $< >/dev/null 2>&1 \
+		|| $(RUN) -m pip install -r $<
+	@touch $@
+endef
+
+$(VENV)/installed: requirements.txt
+	$(install)
+
+$(VENV)/installed-dev: requirements-dev.txt requirements.txt
+	$(install)
+
+demo: $(VENV)/installed
+	$(RUN) dataset_11k_synthetic.py --output $(DEMO) --identities 30 --images_per_identity 12
+	$(RUN) dataset_11k_split.py --input $(DEMO)
+	$(RUN) dataset_11k_analyze.py --input $(DEMO) --output demo/analysis
+	if test -f $(DEMO_RUN)/config.json; then $(RUN) train.py --resume $(DEMO_RUN); else \
+		$(RUN) train.py --attributes_file $(DEMO_CSV) --run_dir $(DEMO_RUN) \
+		--backbone resnet10t --no-pretrained --backbone_lr_scale 1 --image_size 96 --N_epochs 40; fi
+	$(RUN) test.py --attributes_file $(DEMO_CSV) --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth
+	$(RUN) predict.py --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth --top_k 1 \
+		--output demo/predictions $(DEMO)/Hands/Hand_0000002.jpg
+	@echo; echo "The pictures of the demo:"; find demo -name '*.png' | sort
+
+test: $(VENV)/installed-dev
+	$(RUN) -m pytest -m "not slow and not real"
+
+test-slow: $(VENV)/installed-dev
+	$(RUN) -m pytest -m "slow or real" -rs
+
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy .
+
+format: $(VENV)/installed-dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# Everything in doc_images/, from drawn hands alone.
+pictures: demo
+	$(RUN) report.py --architecture doc_images/architecture.png
+	$(RUN) dataset_11k_synthetic.py --output $(DEMO) --identities 30 --images_per_identity 12 \
+		--contact_sheet doc_images/drawn_hands.png
+	cp $(DEMO_RUN)/checkpoint-*-val/sample_grid.png doc_images/sample_grid.png
+
+clean:
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
