@@ -182,7 +182,7 @@ def read_hand_info(path: Path) -> pd.DataFrame:
 def read_rows(path: Path) -> pd.DataFrame:
     """Return the rows of a split CSV: columns image_path, name (of the photo), id, gender, age.
 
-    All are text but age, which is int64.
+    All are text but age, which is int64; blanks around an id are removed.
 
     Args:
         path: a CSV with at least the columns image_path, id, gender, age. An image_path is a bare
@@ -195,7 +195,8 @@ def read_rows(path: Path) -> pd.DataFrame:
     names = table["image_path"].str.replace(r"^(?:.*[/\\])?Hands[/\\]", "", regex=True)
     legal = is_photo_name(names) & ~names.duplicated()
     check_cells(table, path, {**people_rules(table), "image_path": (legal, PHOTO_NAME)})
-    rows = table.assign(name=names, age=table["age"].astype("int64"))
+    ids, ages = table["id"].str.strip(), table["age"].astype("int64")
+    rows = table.assign(name=names, id=ids, age=ages)
     return rows[["image_path", "name", "id", "gender", "age"]].reset_index(drop=True)
 
 
