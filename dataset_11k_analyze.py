@@ -56,9 +56,11 @@ WITHOUT_WITH = ("without", "with")  # what 0 and 1 mean in HandInfo.csv
 BOTH = "one person can have photos of both kinds"
 QUESTIONS = {
     "gender": Question("gender", GENDERS, "gender"),
-    "age": Question("age", (), "age in whole years, those that occur"),
+    "age": Question(
+        "age", (), "age in whole years, those that occur (counts without room: counts.csv)"
+    ),
     "age_group": Question("age", tuple(AGE_GROUPS), "age group in whole years, bounds inclusive"),
-    "skin_color": Question("skinColor", SKIN_COLORS, "skin colour"),
+    "skin_color": Question("skinColor", SKIN_COLORS, "skin color, as the data set names it"),
     "accessories": Question("accessories", WITHOUT_WITH, f"accessories ({BOTH})"),
     "nail_polish": Question("nailPolish", WITHOUT_WITH, f"nail polish ({BOTH})"),
     "irregularities": Question("irregularities", WITHOUT_WITH, f"irregularities ({BOTH})"),
@@ -77,7 +79,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 HOLLOW = {"facecolor": "white", "hatch": None}
 FONT = 7.5  # points, of counts and tick labels
-BIN_WIDTHS = (1, 2, 5, *(m * 10**k for k in range(1, 6) for m in (1, 2, 5)))
+BIN_WIDTHS = tuple(m * 10**k for k in range(7) for m in (1, 2, 5))  # images per person
 MAX_BINS = 20
 
 
@@ -92,7 +94,7 @@ class AnalyzeConfig:
 # ----------------------------------------------------------------------------- counts
 
 
-def answer(photos: pd.DataFrame, question: str) -> pd.Categorical:
+def answer(photos: pd.DataFrame, question: str) -> pd.Series:
     """Return each photo's answer; the categories are all possible ones, in their order.
 
     Args:
@@ -106,7 +108,8 @@ def answer(photos: pd.DataFrame, question: str) -> pd.Categorical:
     elif question == "age_group":
         cells = cells.map(age_group)
     texts = [str(cell) for cell in cells]
-    return pd.Categorical(texts, values or [str(number) for number in sorted(set(cells))])
+    categories = list(values) or [str(number) for number in sorted(set(cells))]
+    return pd.Series(pd.Categorical(texts, categories), index=photos.index)
 
 
 def count_answers(ids: pd.Series, answers: pd.Series) -> pd.DataFrame:
@@ -186,22 +189,22 @@ def build_panels(
 
     figure = Figure((10, 9))
     aspects = list(ASPECTS)
-    margins = {"left": 0.065, "right": 0.985, "bottom": 0.1, "top": 0.875}
-    panels = figure.subplot_mosaic(
-        [["all", "all"], aspects[:2], aspects[2:]],
-        gridspec_kw={**margins, "hspace": 0.42, "wspace": 0.1},
-    )
+    mosaic: list[Any] = [["all", "all"], aspects[:2], aspects[2:]]
+    grid = {
+        "left": 0.065,
+        "right": 0.985,
+        "bottom": 0.1,
+        "top": 0.875,
+        "hspace": 0.4,
+        "wspace": 0.1,
+    }
+    panels = figure.subplot_mosaic(mosaic, height_ratios=(1.3, 1, 1), gridspec_kw=grid)
     figure.suptitle(title, y=0.985, fontsize=13)
     figure.supxlabel(x_label, y=0.008, fontsize=10)
     figure.supylabel(y_label, x=0.006, fontsize=10)
-    figure.legend(
-        handles=[Patch(**style, label=text) for text, style in legend.items()],
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.967),
-        ncols=2,
-        frameon=False,
-        fontsize=9,
-    )
+    handles = [Patch(**style, label=text) for text, style in legend.items()]
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.967), "ncols": 2}
+    figure.legend(handles=handles, fontsize=9, frameon=False, **place)
     return figure, panels
 
 
@@ -220,30 +223,27 @@ def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: 
         labels: of all these axes; they choose one way to write for all.
     """
     values = next(iter(bars.values())).index
-    width, height = (side * 72 / axes.get_figure(root=True).dpi for side in axes.bbox.size)
+    width, height = (side * 72 / axes.figure.dpi for side in axes.bbox.size)
     step = width / (len(values) + 0.2)  # points from value to value
     slot = 0.9 * step / len(bars)
     flat = max(text_width(word) for label in labels for word in label.split(" ")) < slot
     fits = flat or slot > 1.1 * FONT
     room = 2.6 * FONT if flat else fits * max(map(text_width, labels))
+    manner: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": FONT, "linespacing": 1.0}
+    manner |= {"textcoords": "offset points", "rotation": 0 if flat else 90}
     for i, (style, table) in enumerate(bars.items()):
         x = [k + 0.9 * ((i + 0.5) / len(bars) - 0.5) for k in range(len(values))]
         for part, look in (("height", STYLES[style] | HOLLOW), ("filled", STYLES[style])):
             axes.bar(x, table[part], 0.84 / len(bars), linewidth=0.7, **look)
         for place, bar, label in zip(x, table["height"], table["label"], strict=True):
-            if fits and bar:
-                axes.annotate(
-                    label.replace(" ", "\n") if flat else label,
-                    (place, bar),
-                    (0, 2),
-                    textcoords="offset points",
-                    rotation=0 if flat else 90,
-                    **{"ha": "center", "va": "bottom", "fontsize": FONT, "linespacing": 1.0},
-                )
+            if fits:
+                text = label.replace(" ", "\n") if flat else label
+                axes.annotate(text, (place, bar), (0, 2), **manner)
     axes.set(xlim=(-0.6, len(values) - 0.4), ylim=(0, top * height / (height - room - 6)))
-    upright = max(map(text_width, values)) > 0.9 * step
-    every = math.ceil(1.3 * FONT / step) if upright else 1
-    axes.set_xticks(range(0, len(values), every), values[::every], rotation=90 * upright)
+    axes.locator_params(axis="y", integer=True, nbins=7)
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1.1 * top])
+    every = math.ceil((max(map(text_width, values)) + 4) / step)
+    axes.set_xticks(range(0, len(values), every), values[::every])
 
 
 def draw_panels(
@@ -290,12 +290,12 @@ def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
     figure, panels = build_panels(
         f"Images and people by {question.replace('_', ' ')}",
         f"{QUESTIONS[question].label}\n{BRACKETS}",
-        "share of the panel's images, of its people (%)",
+        "share of all images, or of all people, of a panel (%)",
         {
             "images without accessories, which the published split keeps": images,
             "images with accessories, which it leaves out": images | HOLLOW,
             "people with an image that it keeps": people,
-            "people without": people | HOLLOW,
+            "people with none that it keeps": people | HOLLOW,
         },
     )
     draw_panels(panels, bars, titles)
@@ -315,7 +315,8 @@ def bin_people(table: pd.DataFrame, largest: int) -> pd.DataFrame:
     bins = (table.index.astype("int64") - 1) // width
     people = table["people"].groupby(bins).sum().reindex(range(len(firsts)), fill_value=0)
     people.index = pd.Index([f"{k}-{k + width - 1}" if width > 1 else f"{k}" for k in firsts])
-    return pd.DataFrame({"height": people, "filled": people, "label": people.astype(str)})
+    labels = people.astype(str).replace("0", "")
+    return pd.DataFrame({"height": people, "filled": people, "label": labels})
 
 
 def plot_images_per_person(counts: pd.DataFrame, path: Path) -> None:
@@ -341,8 +342,8 @@ def plot_images_per_person(counts: pd.DataFrame, path: Path) -> None:
         "panel titles: min-median-max of all photos (in brackets of those without accessories)",
         "people",
         {
-            "counting all photos": STYLES["all"],
-            "without accessories, as the published split": STYLES["people"],
+            "all photos": STYLES["all"],
+            "photos without accessories, which the published split keeps": STYLES["people"],
         },
     )
     draw_panels(panels, bars, titles)

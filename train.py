@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import torch
@@ -336,6 +336,28 @@ def make_run_dir(asked: Path | None) -> Path:
     raise UserError(f"checkpoints/{stamp} to -999 are all taken; give --run_dir")
 
 
+def lock_run(run_dir: Path) -> IO[str]:
+    """Hold the run for this process; the system lets go when the process ends, however it does.
+
+    Raises:
+        UserError: another process trains in the folder.
+    """
+    file = (run_dir / ".lock").open("w")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader workers
+    except OSError as error:
+        file.close()
+        raise UserError(f"another process trains in {run_dir}; wait for it, or stop it") from error
+    return file
+
+
 def checkpoints_of(run_dir: Path) -> dict[tuple[int, bool], Path]:
     """Return the run's checkpoints by (epoch, whether it is a `-best` file)."""
     found = {}
@@ -442,6 +464,7 @@ class Run:
     model: IGAENet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    lock: IO[str]  # held while the run is
     epoch: int = 0  # the last one finished
     best_epoch: int = 0
     best_score: float = -1.0
@@ -513,21 +536,20 @@ def resolve(
 
 
 def check_resumable(stored: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with other rows than the run began with; announce another machine."""
+    """Refuse to go on with other rows than the run began with."""
     changed = [k for k, v in facts["fingerprints"].items() if stored["fingerprints"][k] != v]
     if changed or stored["label_space"] != facts["label_space"]:
         raise UserError(
             f"--resume {folder}: the rows of {' and '.join(changed) or 'the attributes file'} have"
             " changed since the run began; restore them, or start a new run"
         )
-    announce_changes(stored["environment"], facts["environment"])
 
 
 def prepare_run(
     config: TrainConfig, data: Data, device: torch.device, stored: Mapping[str, Any] | None
 ) -> tuple[Run, Resolved]:
     """Build the model and the run's folder, or take up those of the run that `stored` describes."""
-    facts = {
+    facts: dict[str, Any] = {
         "aspect": config.attributes_file.stem,
         "label_space": data.label_space.to_json(),
         "fingerprints": data.fingerprints,
@@ -552,14 +574,18 @@ def prepare_run(
     )
     kept = {**config_to_json(config), "run_dir": None, "resume": None}
     facts |= {"config": kept, "resolved": config_to_json(resolved)}
+    folder = config.resume or make_run_dir(config.run_dir)
     run = Run(
-        folder=config.resume or make_run_dir(config.run_dir),
+        folder=folder,
         facts=facts,
         model=model,
         optimizer=build_optimizer(model, config),
         scaler=torch.amp.GradScaler(device.type, enabled=amp == "fp16"),
+        lock=lock_run(folder),
     )
     setup_logging(run.folder / "train.log")
+    if stored:
+        announce_changes(stored["environment"], facts["environment"])
     run.restore()
     write_json(run.folder / "config.json", facts)
     return run, resolved
