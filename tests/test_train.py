@@ -715,7 +715,7 @@ def test_what_a_kill_leaves_behind_is_tidied(finished: Path) -> None:
     assert resume(finished) == 0
     assert records(finished) == before
     assert checkpoints(finished) == {"3", "1-best"}
-    assert not list(finished.glob(".*"))
+    assert not list(finished.glob(".*.tmp*"))
 
 
 def test_a_best_that_a_kill_prevented_is_made(finished: Path) -> None:
@@ -915,7 +915,7 @@ def test_a_corrupt_photo_stops_the_run_by_path_and_row(
     line = last_line_of_stderr(capsys)
     assert line.startswith(f"error: row {row}: photo {photo} cannot be decoded")
     assert not checkpoints(run_dir)
-    assert not list(run_dir.glob(".*"))
+    assert not list(run_dir.glob(".*.tmp*"))
     assert not (run_dir / "metrics.jsonl").exists()
     photo.write_bytes(whole)
     assert resume(run_dir) == 0
@@ -949,7 +949,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
         assert run(split_root, tmp_path / "run", N_epochs=4, eval_every=1) == 1
     assert "checkpoint-000003.pth; is the disk full?" in last_line_of_stderr(capsys)
     assert checkpoints(tmp_path / "run") == {"2", "1-best"}
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob(".*.tmp*"))
     assert resume(tmp_path / "run") == 0
     assert [line["epoch"] for line in records(tmp_path / "run")] == [1, 2, 3, 4]
 
@@ -1047,4 +1047,4 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(
         if alive:
             start(run_dir).finish()
         assert_same_run(whole, run_dir, n_epochs)
-        assert not list(run_dir.glob(".*"))
+        assert not list(run_dir.glob(".*.tmp*"))
