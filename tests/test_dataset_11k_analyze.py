@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,14 @@ def write_hand_info(folder: Path, photos: list[tuple[Any, ...]]) -> Path:
     return folder
 
 
-@pytest.fixture
-def make_counts(tmp_path: Path) -> Callable[[list[tuple[Any, ...]]], pd.DataFrame]:
-    def make(photos: list[tuple[Any, ...]]) -> pd.DataFrame:
-        folder = write_hand_info(tmp_path / "made", photos)
-        return analyze.count_all(read_hand_info(folder / "HandInfo.csv"))
+def count_photos(folder: Path, photos: list[tuple[Any, ...]]) -> pd.DataFrame:
+    return analyze.count_all(read_hand_info(write_hand_info(folder, photos) / "HandInfo.csv"))
 
-    return make
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The counts of PHOTOS; not to be changed."""
+    return count_photos(tmp_path_factory.mktemp("counts") / "11k", PHOTOS)
 
 
 @pytest.fixture
@@ -60,12 +61,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
     monkeypatch.setattr(Figure, "savefig", keep)
     return figures
-
-
-def draw_all(counts: pd.DataFrame, folder: Path) -> None:
-    for question in analyze.QUESTIONS:
-        analyze.plot_shares(counts, folder / f"{question}.png", question=question)
-    analyze.plot_images_per_person(counts, folder / "images_per_person.png")
 
 
 def count_of(counts: pd.DataFrame, place: str) -> dict[str, tuple[int, int]]:
@@ -107,16 +102,13 @@ def count_of(counts: pd.DataFrame, place: str) -> dict[str, tuple[int, int]]:
         ("images_per_person all palmar_pl", {}),
     ],
 )
-def test_counts(
-    make_counts: Callable[..., pd.DataFrame], place: str, expected: dict[str, tuple[int, int]]
-) -> None:
-    found = count_of(make_counts(PHOTOS), place)
+def test_counts(counts: pd.DataFrame, place: str, expected: dict[str, tuple[int, int]]) -> None:
+    found = count_of(counts, place)
     assert found == expected
     assert list(found) == list(expected)  # the order, too
 
 
-def test_images_of_every_question_add_up(make_counts: Callable[..., pd.DataFrame]) -> None:
-    counts = make_counts(PHOTOS)
+def test_images_of_every_question_add_up(counts: pd.DataFrame) -> None:
     assert list(counts) == ["question", "subset", "aspect", "value", "images", "people"]
     expected = {
         "all": {"all": 8, "dorsal_dr": 4, "dorsal_dl": 1, "palmar_pr": 3, "palmar_pl": 0},
@@ -136,8 +128,8 @@ def test_images_of_every_question_add_up(make_counts: Callable[..., pd.DataFrame
         assert found == expected, question
 
 
-def test_summary(make_counts: Callable[..., pd.DataFrame]) -> None:
-    table = analyze.summarize(make_counts(PHOTOS))
+def test_summary(counts: pd.DataFrame) -> None:
+    table = analyze.summarize(counts)
     assert len(table) == 10
     lines = {place: list(line.values()) for place, line in table.T.to_dict().items()}
     assert lines["all", "all"] == [8, 3, "5 (2)", "3 (1)", "20-75", "1-3-4"]
@@ -164,7 +156,7 @@ def test_bins(largest: int, n_bins: int, first: str, last: str, labels: list[str
 
 
 def test_script_writes_counts_and_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    counts: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, output = write_hand_info(tmp_path / "11k", PHOTOS), tmp_path / "a" / "b"
     assert analyze.main(["--input", str(folder), "--output", str(output)]) == 0
@@ -175,8 +167,7 @@ def test_script_writes_counts_and_figures(
             assert (picture.format, picture.size) == ("PNG", (1500, 1350))
             assert len(set(picture.convert("L").resize((50, 45)).tobytes())) > 20  # not blank
     written = pd.read_csv(output / "counts.csv", dtype={"value": str})
-    expected = analyze.count_all(read_hand_info(folder / "HandInfo.csv"))
-    pd.testing.assert_frame_equal(written, expected, check_dtype=False)
+    pd.testing.assert_frame_equal(written, counts, check_dtype=False)
     stdout = capsys.readouterr().out
     assert "dorsal_dr       4       3                  2 (2)" in stdout
     assert stdout.splitlines()[-1].startswith(f"wrote to {output}: counts.csv, gender.png, ")
@@ -221,12 +212,11 @@ def crowd(n_ages: int, n_frames: int) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("photos", [PHOTOS[:1], crowd(58, 6)], ids=["one", "many"])
 def test_texts_of_figures_keep_apart(
-    make_counts: Callable[..., pd.DataFrame],
     drawn: dict[str, Figure],
     tmp_path: Path,
     photos: list[tuple[Any, ...]],
 ) -> None:
-    counts = make_counts(photos)
+    counts = count_photos(tmp_path / "11k", photos)
     for question in ("age", "age_group"):
         analyze.plot_shares(counts, tmp_path / f"{question}.png", question=question)
     analyze.plot_images_per_person(counts, tmp_path / "images_per_person.png")
@@ -246,10 +236,10 @@ def axes_texts(figure: Figure) -> dict[str, list[str]]:
 
 
 def test_figure_shows_the_counts_and_the_empty_aspect(
-    make_counts: Callable[..., pd.DataFrame], drawn: dict[str, Figure], tmp_path: Path
+    counts: pd.DataFrame, drawn: dict[str, Figure], tmp_path: Path
 ) -> None:
-    draw_all(make_counts(PHOTOS), tmp_path)
-    assert list(drawn) == FIGURES
+    analyze.plot_shares(counts, tmp_path / "gender.png", question="gender")
+    analyze.plot_images_per_person(counts, tmp_path / "images_per_person.png")
     for figure in drawn.values():
         assert axes_texts(figure)["palmar left"] == ["no photos"]
     gender = drawn["gender"]
@@ -315,7 +305,7 @@ def test_output_that_is_a_file_is_an_error(
 
 
 def test_failed_figure_leaves_the_former_one(
-    make_counts: Callable[..., pd.DataFrame], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    counts: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def half(self: Figure, path: Path, **_: Any) -> None:
         path.write_bytes(b"half")
@@ -324,7 +314,7 @@ def test_failed_figure_leaves_the_former_one(
     monkeypatch.setattr(Figure, "savefig", half)
     (tmp_path / "gender.png").write_bytes(b"former")
     with pytest.raises(analyze.UserError, match="gender.png: No space left"):
-        analyze.plot_shares(make_counts(PHOTOS), tmp_path / "gender.png", question="gender")
+        analyze.plot_shares(counts, tmp_path / "gender.png", question="gender")
     assert (tmp_path / "gender.png").read_bytes() == b"former"
     assert [path.name for path in tmp_path.glob(".*")] == []
 
@@ -398,7 +388,10 @@ def test_real_counts(real_full_info: Path) -> None:
 def test_texts_of_real_figures_keep_apart(
     real_full_info: Path, drawn: dict[str, Figure], tmp_path: Path
 ) -> None:
-    draw_all(analyze.count_all(read_hand_info(real_full_info)), tmp_path)
+    counts = analyze.count_all(read_hand_info(real_full_info))
+    for question in analyze.QUESTIONS:
+        analyze.plot_shares(counts, tmp_path / f"{question}.png", question=question)
+    analyze.plot_images_per_person(counts, tmp_path / "images_per_person.png")
     assert len(drawn) == len(FIGURES)
     for figure in drawn.values():
         assert_texts_keep_apart(figure)
