@@ -30,7 +30,7 @@ demo: $(VENV)/installed
 	$(RUN) dataset_11k_analyze.py --input $(DEMO) --output demo/analysis
 	if test -f $(DEMO_RUN)/config.json; then $(RUN) train.py --resume $(DEMO_RUN); else \
 		$(RUN) train.py --attributes_file $(DEMO_CSV) --run_dir $(DEMO_RUN) \
-		--backbone resnet10t --no-pretrained --backbone_lr_scale 1 --image_size 96 --N_epochs 40; fi
+		--backbone resnet10t --no-pretrained --backbone_lr_scale 1 --image_size 96 --N_epochs 60; fi
 	$(RUN) test.py --attributes_file $(DEMO_CSV) --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth
 	$(RUN) predict.py --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth --top_k 1 \
 		--output demo/predictions $(DEMO)/Hands/Hand_0000002.jpg

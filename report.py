@@ -189,7 +189,7 @@ def show_photo(axes: Axes, row: pd.Series, photo: Image.Image) -> None:
             text,
             transform=axes.transAxes,
             va="top",
-            fontsize=8,
+            fontsize=7.5,
             color=RIGHT if right else WRONG,
             fontweight="normal" if right else "bold",
         )
