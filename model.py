@@ -101,18 +101,23 @@ def facts(model_or_tag: nn.Module | str) -> dict[str, Any]:
 def embedding_width(name: str, image_size: int) -> int:
     """Return how many numbers the backbone's pooled feature has.
 
-    The shapes are worked out on the meta device: no weights, no arithmetic.
+    The shapes are worked out on the meta device, without arithmetic, where timm's model allows it.
 
     Raises:
         ModelError: the backbone refuses images of that size; the message names one it takes.
     """
     backbone = find_backbone(name)
 
-    def width(size: int) -> int:
-        with torch.device("meta"):
-            model = create_timm_model(backbone, image_size=size, drop_path=0).eval()
-            take_norm_from_head(model)
-            return model(torch.empty(2, 3, size, size)).shape[1]
+    def width(size: int, device: str = "meta") -> int:
+        try:
+            with torch.device(device):
+                model = create_timm_model(backbone, image_size=size, drop_path=0).eval()
+                take_norm_from_head(model)
+                return model(torch.zeros(2, 3, size, size)).shape[1]
+        except RuntimeError as error:
+            if device == "meta" and "meta" in str(error):  # older timm reads tensors back
+                return width(size, "cpu")
+            raise
 
     refusals = (AssertionError, RuntimeError, ValueError)
     try:

@@ -587,7 +587,8 @@ def prepare_run(
     if stored:
         announce_changes(stored["environment"], facts["environment"])
     run.restore()
-    write_json(run.folder / "config.json", facts)
+    if run.epoch < config.N_epochs:  # a finished run stays as it is described
+        write_json(run.folder / "config.json", facts)
     return run, resolved
 
 
