@@ -66,8 +66,6 @@ TASKS = ("identity", "gender", "age")
 PROTOCOLS = ("paper",)
 SPLITS = ("train", "val")
 
-PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
 
 def age_group(age: int) -> str:
     """Return the name of the group that `age`, in whole years, belongs to."""
@@ -103,6 +101,8 @@ def read_csv_text(path: Path, columns: Sequence[str], what_next: str) -> pd.Data
             f"{path}: missing columns {', '.join(missing)} (found {', '.join(table.columns)});"
             f" the file needs {', '.join(columns)}"
         )
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index
+        raise UserError(f"{path}: lines have more cells than the header; correct the file")
     table.index += 2
     return table[(table != "").any(axis=1)]
 
@@ -351,13 +351,13 @@ def open_photo(path: Path, decode_size: int = 0) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bit grey; Pillow's own conversion clips it
                 grey = np.asarray(upright, dtype=np.float64) / 257
-                return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+                return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 white = Image.new("RGBA", upright.size, "white")
                 return Image.alpha_composite(white, upright).convert("RGB")
             return upright.convert("RGB")
-    except PIL_ERRORS as error:
+    except Exception as error:  # Pillow's plugins raise whatever damaged data makes them meet
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"photo {path} cannot be decoded: {reason}; replace the file") from error
 

@@ -145,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = Path(config.input)
     hand_info_file, photos = root / "HandInfo.csv", root / "Hands"
     splits = DRAWS[config.protocol](rows_by_aspect(read_hand_info(hand_info_file), config.input))
+    if not any(len(drawn) for drawn, _ in splits.values()):
+        raise UserError(f"{hand_info_file} lists no photo without accessories; nothing to split")
     if config.skip_missing:
         splits = without_missing(splits, photos)
     check_photos(pd.concat([drawn for drawn, _ in splits.values()]), photos, hand_info_file)

@@ -84,7 +84,11 @@ def load_predictor(
     config, resolved = state["config"], state["resolved"]
     size = config["image_size"]
     model = build_model(config["backbone"], space.sizes, pretrained=False, image_size=size)
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint's weights do not fit its backbone: {reason}") from error
     model = model.to(where).to(memory_format=torch.channels_last).eval()
     return Predictor(
         model=model,
@@ -264,6 +268,11 @@ def predict_batches(
         with autocast(device, amp):
             embedding = model.embed(images)
             logits = model.classify(embedding)
+        if not all(values.isfinite().all() for values in logits.values()):
+            raise UserError(
+                "the model's answers are not finite: its weights have diverged, or --amp fp16"
+                " overflows; take an earlier checkpoint, or --amp off"
+            )
         yield batch, embedding.float().cpu(), {t: v.float().cpu() for t, v in logits.items()}
 
 

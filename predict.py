@@ -29,6 +29,7 @@ from engine import Predictor, load_predictor, predict_batches
 from metrics import softmax
 from utils import (
     AMP_MODES,
+    CHECKPOINT_KEYS,
     DEVICES,
     REQUIRED,
     UserError,
@@ -184,14 +185,15 @@ def csv_row(answer: Mapping[str, Any]) -> dict[str, Any]:
 def write_annotated(photo: Path, answer: Mapping[str, Any], path: Path) -> None:
     """Write the photo, scaled, with the likeliest class of each task below it."""
     picture = open_photo(photo, decode_size=ANNOTATED_WIDTH)
-    height = round(picture.height * ANNOTATED_WIDTH / picture.width)
+    scale = ANNOTATED_WIDTH / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
     lines = [
         f"{task}: {answer[task][0]['class']} ({answer[task][0]['probability']:.0%})"
         for task in TASKS
     ]
     line_height = 28
     sheet = Image.new("RGB", (ANNOTATED_WIDTH, height + line_height * len(lines) + 12), "white")
-    sheet.paste(picture.resize((ANNOTATED_WIDTH, height)))
+    sheet.paste(picture.resize((width, height)))
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
         place = (12, height + 6 + line_height * i)
@@ -207,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
     config = build_config(parser, PredictConfig, vars(parser.parse_args(argv)))
     setup_logging()
-    state = load_checkpoint(config.checkpoint)
+    state = load_checkpoint(config.checkpoint, CHECKPOINT_KEYS)
     predictor = load_predictor(
         state, device=config.device, amp=config.amp, batch_size=config.batch_size
     )
@@ -230,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 table.writeheader()
             table.writerow(row)
         if config.output:
-            name = f"{place + 1:04d}_{photos[place].stem}.png"
+            name = f"{place + 1:04d}_{photos[place].stem[:80]}.png"
             write_annotated(photos[place], answer, config.output / name)
     return 1 if failures else 0
 

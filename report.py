@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -71,8 +71,9 @@ def plot_confusion(
         list_confusions(beside, counts, shown)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     size = 10 if few else 5
-    axes.set_xticks(range(len(shown)), shown, rotation=0 if few else 90, fontsize=size)
-    axes.set_yticks(range(len(shown)), shown, fontsize=size)
+    plain: dict[str, Any] = {"fontsize": size, "parse_math": False}  # an id may hold a $
+    axes.set_xticks(range(len(shown)), shown, rotation=0 if few else 90, **plain)
+    axes.set_yticks(range(len(shown)), shown, **plain)
     axes.set_xlabel(f"predicted {task}")
     axes.set_ylabel(f"true {task}")
     right = int(np.trace(counts))
@@ -106,7 +107,15 @@ def list_confusions(axes: Axes, counts: np.ndarray, names: Sequence[str], most: 
     totals = counts.sum(axis=1)
     lines = [f"{names[i]} > {names[j]}  {counts[i, j]} of {totals[i]}" for i, j in pairs]
     heading = "most frequent confusions\n(true > predicted)\n\n" if lines else "no confusions"
-    axes.text(0, 1, heading + "\n".join(lines), va="top", fontsize=10, family="monospace")
+    axes.text(
+        0,
+        1,
+        heading + "\n".join(lines),
+        va="top",
+        fontsize=10,
+        family="monospace",
+        parse_math=False,
+    )
 
 
 # ----------------------------------------------------------------------------- photos
@@ -190,6 +199,7 @@ def show_photo(axes: Axes, row: pd.Series, photo: Image.Image) -> None:
             transform=axes.transAxes,
             va="top",
             fontsize=7.5,
+            parse_math=False,
             color=RIGHT if right else WRONG,
             fontweight="normal" if right else "bold",
         )

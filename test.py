@@ -38,6 +38,7 @@ from metrics import label_measures, softmax
 from report import choose_rows, plot_confusion, plot_sample_grid
 from utils import (
     AMP_MODES,
+    CHECKPOINT_KEYS,
     DEVICES,
     REQUIRED,
     UserError,
@@ -76,16 +77,22 @@ class EvalConfig:
             raise ValueError("--batch_size must be above 0, --num_workers not negative")
 
 
-def check_belongs(state: Mapping[str, Any], attributes_file: Path, checkpoint: Path) -> None:
-    """Refuse an attributes file of another aspect, or of other people, than was trained on."""
+def check_aspect(state: Mapping[str, Any], attributes_file: Path, checkpoint: Path) -> None:
+    """Refuse an attributes file of another aspect than was trained on."""
     aspect = attributes_file.stem
     if state["aspect"] != aspect:
         raise UserError(
             f"{checkpoint} was trained on {state['aspect']}, --attributes_file {attributes_file}"
             f" is {aspect}; give {attributes_file.with_stem(state['aspect'])}"
         )
+
+
+def check_people(
+    state: Mapping[str, Any], rows: pd.DataFrame, attributes_file: Path, checkpoint: Path
+) -> None:
+    """Refuse an attributes file, or rows to evaluate, of other people than were trained on."""
     trained = set(state["label_space"]["identity"])
-    here = set(read_rows(attributes_file)["id"])
+    here = set(read_rows(attributes_file)["id"]) | (set(rows["id"]) - trained)
     if trained != here:
         more, fewer = sorted(here - trained), sorted(trained - here)
         raise UserError(
@@ -212,11 +219,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser(EvalConfig, __doc__)
     config = build_config(parser, EvalConfig, vars(parser.parse_args(argv)))
     setup_logging()
-    state = load_checkpoint(config.checkpoint)
+    state = load_checkpoint(config.checkpoint, CHECKPOINT_KEYS)
     files = locate(config.attributes_file, state["config"]["protocol"])
-    check_belongs(state, config.attributes_file, config.checkpoint)
+    check_aspect(state, config.attributes_file, config.checkpoint)
     source = files.split(config.split)
     rows = read_rows(source)
+    check_people(state, rows, config.attributes_file, config.checkpoint)
+    if rows.empty:
+        raise UserError(f"{source} lists no photo; evaluate another split or aspect")
     check_photos(rows, files.photos, source)
     unchanged = fingerprint(rows) == state["fingerprints"][config.split]
     if not unchanged:

@@ -55,6 +55,7 @@ from metrics import balanced_accuracy
 from model import IGAENet, find_backbone, parameter_groups
 from utils import (
     AMP_MODES,
+    CHECKPOINT_KEYS,
     DEVICES,
     UserError,
     append_line,
@@ -77,6 +78,7 @@ from utils import (
     write_json,
 )
 
+MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 PIN_EVERY = 10  # epochs; the checkpoints of these stay
 FREE_ON_RESUME = ("N_epochs", "device", "num_workers", "resume", "run_dir")
 # What an evaluation during training scores, once over the whole val split.
@@ -129,6 +131,8 @@ class TrainConfig:
         """Refuse values outside their range, and flags that contradict each other."""
         positive = ("image_size", "lr", "batch_size", "N_epochs", "eval_every")
         not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed", "num_workers")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ValueError(f"--image_size must be at most {MAX_IMAGE_SIZE}")
         shares = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:
@@ -225,6 +229,11 @@ def evaluate(
     predictions = predict_split(model, loader, device=device, amp=amp)
     logits = {task: torch.from_numpy(values) for task, values in predictions.logits.items()}
     losses = task_losses(logits, torch.from_numpy(predictions.labels), config.label_smoothing)
+    if not losses.isfinite().all():
+        raise UserError(
+            "the model's answers on val are not finite; go on from the last checkpoint with a lower"
+            " --lr in a new run, or with --amp off"
+        )
     scores = [
         balanced_accuracy(predictions.labels[:, i], predictions.logits[task].argmax(axis=1))
         for i, task in enumerate(TASKS)
@@ -484,10 +493,17 @@ class Run:
         tidy_checkpoints(self.folder, epoch=self.epoch, best_epoch=self.best_epoch)
 
     def restore(self) -> None:
-        """Go back to the folder's last checkpoint, or to the start where there is none."""
-        epochs = [epoch for epoch, is_best in checkpoints_of(self.folder) if not is_best]
-        if epochs:
-            state = load_checkpoint(checkpoints_of(self.folder)[max(epochs), False])
+        """Go back to the folder's last checkpoint, or to the start where there is none.
+
+        Raises:
+            UserError: that checkpoint is damaged, or of another run.
+        """
+        found = checkpoints_of(self.folder)
+        if found:
+            path = found[max(found)]
+            state = load_checkpoint(path, CHECKPOINT_KEYS)
+            if any(state[key] != self.facts[key] for key in ("label_space", "fingerprints")):
+                raise UserError(f"{path} is of another run than {self.folder}; take it away")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
@@ -634,7 +650,7 @@ def train(
         if scores and scores["mean_balanced_accuracy"] > run.best_score:
             run.best_epoch, run.best_score = epoch, scores["mean_balanced_accuracy"]
         log_epoch(record, config.N_epochs, board)
-        append_line(run.folder / "metrics.jsonl", json.dumps(record))
+        append_line(run.folder / "metrics.jsonl", json.dumps(record, allow_nan=False))
         run.save(record)
     board.close()
 

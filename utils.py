@@ -25,6 +25,11 @@ import torch
 logger = logging.getLogger("igae")
 
 CHECKPOINT_FORMAT = 1
+# What train.py puts into a checkpoint besides weights, and test.py and predict.py read.
+CHECKPOINT_KEYS = (
+    *("config", "resolved", "label_space", "aspect", "fingerprints"),
+    *("epoch", "best", "metrics", "optimizer", "scaler"),
+)
 AMP_MODES = ("auto", "off", "bf16", "fp16")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -38,22 +43,19 @@ class UserError(Exception):
 
 
 def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Decorate a script's `main`: a `UserError` becomes one stderr line and exit code 1.
+    """Decorate a script's `main`: expected failures become one stderr line and exit code 1.
 
-    An error raised in a loader's worker arrives with the worker's traceback before it, so the
-    last line is the message. Bugs keep their traceback.
+    These are `UserError` and what the system refuses (files, disk). An error of a loader's worker
+    arrives with the worker's traceback before it. Bugs keep their traceback.
     """
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
         try:
             code = main(argv)
-            sys.stdout.flush()  # so that a reader who has left is noticed here, not at exit
+            if sys.stdout is not None:
+                sys.stdout.flush()  # so that a reader who has left is noticed here, not at exit
             return code
-        except UserError as error:
-            message = str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")
-            print(f"error: {message}", file=sys.stderr)
-            return 1
         except torch.OutOfMemoryError:
             print("error: the device is out of memory; lower --batch_size", file=sys.stderr)
             return 1
@@ -62,6 +64,10 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[...
             return 130
         except BrokenPipeError:  # `predict.py ... | head`: the reader has left, nobody to tell
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (UserError, OSError) as error:
+            message = str(error).rpartition("utils.UserError: ")[2].strip()
+            print("error: " + "\\n".join(message.splitlines()), file=sys.stderr)
             return 1
 
     return wrapper
@@ -115,7 +121,7 @@ def build_config(
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return config_class(**values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         parser.error(str(error))
 
 
@@ -263,8 +269,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             raise UserError(f"cannot write {path}; is the disk full? ({error})") from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, its tensors on the CPU.
+
+    Args:
+        path: the file.
+        needs: keys that must be in it, besides the weights.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint of this project.
@@ -278,7 +288,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); {hint}"
         ) from error
-    if not isinstance(state, dict) or "model" not in state or "format" not in state:
+    if not isinstance(state, dict) or any(key not in state for key in ("model", "format", *needs)):
         raise UserError(
             f"{path} holds no IGAE-Net checkpoint (weights alone are not enough); {hint}"
         )

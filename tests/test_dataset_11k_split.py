@@ -412,3 +412,15 @@ def test_the_real_photos_split_as_published(
     for name in ("sub_dataset/dorsal_dr.csv", *(f"trainval/dorsal_dr/{s}.csv" for s in SIDES)):
         assert read_split(real_root / name) == whole[name]
     assert read_split(real_root / "sub_dataset/dorsal_dl.csv") == []
+
+
+def test_a_set_with_nothing_to_split_leaves_the_former_files(
+    split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info, train_csv = split_root / "HandInfo.csv", split_root / "trainval/dorsal_dr/train.csv"
+    before = train_csv.read_bytes()
+    info.write_text(info.read_text().splitlines()[0] + "\n")
+    capsys.readouterr()
+    assert main(["--input", str(split_root)]) == 1
+    assert "lists no photo without accessories" in capsys.readouterr().err
+    assert train_csv.read_bytes() == before

@@ -132,3 +132,14 @@ def test_bad_flags_exit_with_2(flag: str, capsys: pytest.CaptureFixture[str]) ->
         run(Path("x.pth"), "x.jpg", flag, "0")
     assert stop.value.code == 2
     assert flag in capsys.readouterr().err
+
+
+def test_odd_shapes_and_long_names_are_annotated(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide, tall = tmp_path / f"{'w' * 200}.png", tmp_path / "tall.png"
+    Image.new("RGB", (2000, 1), "tan").save(wide)
+    Image.new("RGB", (1, 3000), "tan").save(tall)
+    assert run(tiny_checkpoint, wide, tall, "--output", tmp_path / "answers") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(list((tmp_path / "answers").iterdir())) == 2

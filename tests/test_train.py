@@ -841,6 +841,27 @@ def test_what_is_wrong_with_the_data_is_said_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_of_which_only_the_best_checkpoint_is_left_goes_on_from_it(finished: Path) -> None:
+    for path in finished.glob("checkpoint-??????.pth"):
+        path.unlink()
+    assert resume(finished, N_epochs=4) == 0
+    assert checkpoints(finished) == {"4", "1-best"}
+    assert [record["epoch"] for record in records(finished)] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished / "checkpoint-000003.pth"
+    state = load_checkpoint(path)
+    state["fingerprints"]["train"] = "other rows"
+    torch.save(state, path)
+    capsys.readouterr()
+    assert resume(finished, N_epochs=5) == 1
+    assert "is of another run" in capsys.readouterr().err
+    assert path.exists()
+
+
 def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
     hold = f"import pathlib, train; lock = train.lock_run(pathlib.Path({str(tmp_path)!r}))"
     with subprocess.Popen(
