@@ -62,7 +62,7 @@ AGE_RANGE = (18, 75)
 
 TASKS = ("identity", "gender", "age")
 
-# A protocol decides who goes where. Its files lie below the folder that `split_file` returns.
+# A protocol decides who goes where. `SplitFiles.split` says where its files lie.
 PROTOCOLS = ("paper",)
 SPLITS = ("train", "val")
 

@@ -125,7 +125,7 @@ def split_summary(splits: dict[str, AspectSplit]) -> pd.DataFrame:
 
 
 def write_csvs(tables: Iterable[tuple[Path, pd.DataFrame]]) -> None:
-    """Write the columns of a split CSV for every table, or for none of them.
+    """Write the columns of a split CSV for every table; none is replaced before all are written.
 
     Lines end as the published script's do (CRLF), so that its files and these are equal.
     """

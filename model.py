@@ -148,6 +148,8 @@ def take_norm_from_head(model: nn.Module) -> list[nn.Module]:
     if not isinstance(head, NormMlpClassifierHead):
         return []
     norm, hidden = head.norm, list(head.pre_logits.children())
+    if not isinstance(norm, nn.LayerNorm):  # none of the paper's: it stays with the backbone
+        return []
     head.norm, head.pre_logits = nn.Identity(), nn.Sequential()
     # timm normalises (N, C, 1, 1), we (N, C): the same layer without the empty axes
     flat_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)

@@ -56,7 +56,7 @@ class PredictConfig:
     format: str = flag("json", "a JSON line or a CSV row per photo", choices=("json", "csv"))
     top_k: int = flag(3, "how many classes of each task to name, likeliest first")
     output: Path | None = flag(None, "folder for the photos with their answers written below")
-    batch_size: int = flag(32, "photos at once; changes no answer")
+    batch_size: int = flag(32, "photos at once; changes no answer in float32")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to predict: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(None, "mixed precision (default: as trained)", choices=AMP_MODES)

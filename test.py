@@ -66,7 +66,7 @@ class EvalConfig:
     checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
     attributes_file: Path = flag(Path("./11k/sub_dataset/dorsal_dr.csv"), "CSV of the hand aspect")
     split: str = flag("val", "rows to evaluate", choices=SPLITS)
-    batch_size: int = flag(64, "photos at once; changes no score")
+    batch_size: int = flag(64, "photos at once; changes no score in float32")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to evaluate: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(None, "mixed precision (default: as trained)", choices=AMP_MODES)
@@ -177,16 +177,18 @@ def write_results(
     write_json(folder / "metrics.json", metrics)
 
 
-def plot_results(folder: Path, table: pd.DataFrame, space: LabelSpace, photos: Path) -> None:
-    """Draw the confusion matrices and the grid of photos."""
+def plot_results(
+    folder: Path, table: pd.DataFrame, space: LabelSpace, photos: Sequence[Path]
+) -> None:
+    """Draw the confusion matrices and the grid of photos, of which `photos` has the paths."""
     for task in TASKS:
         path = folder / f"confusion_{task}.png"
         plot_confusion(
             table[f"{task}_true"], table[f"{task}_pred"], space.names[task], task=task, path=path
         )
     chosen = choose_rows(table)
-    names = [Path(table["image_path"][row]).name for row in (*chosen.random, *chosen.mistakes)]
-    pictures = [open_photo(photos / name, decode_size=300) for name in names]
+    rows = (*chosen.random, *chosen.mistakes)
+    pictures = [open_photo(photos[row], decode_size=300) for row in rows]
     plot_sample_grid(table, chosen, pictures, path=folder / "sample_grid.png")
 
 
@@ -206,6 +208,8 @@ def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame) -> None:
             f"{task:10}{values['accuracy']:8.4f}  {values['balanced_accuracy']:17.4f}"
             f"  {values['macro_f1']:8.4f}  {values['batch_mean_balanced_accuracy']:14.4f}"
         )
+    if metrics["split"] == "train":
+        print("\nThese photos were trained on: the scores say what was memorised, and no more.")
     if metrics["selected_on_reported_split"]:
         print(
             "\nThese photos also chose the epoch, and most people are in the training photos too:"
@@ -260,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     folder = config.checkpoint.with_name(f"{config.checkpoint.stem}-{files.aspect}-{config.split}")
     write_results(folder, metrics, table, prediction_arrays(predictions, space))
-    plot_results(folder, table, space, files.photos)
+    plot_results(folder, table, space, [files.photos / name for name in rows["name"]])
     print_scores(metrics, table)
     print(f"\nwrote {folder}")
     return 0

@@ -125,7 +125,9 @@ class TrainConfig:
     device: str = flag("auto", "where to train: cuda, then mps, then cpu", choices=DEVICES)
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     run_dir: Path | None = flag(None, "folder of the run (default: checkpoints/<time>)")
-    resume: Path | None = flag(None, "continue the run in this folder, with its configuration")
+    resume: Path | None = flag(
+        None, "continue the run in this folder, or that a checkpoint alone in a folder is of"
+    )
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and flags that contradict each other."""
@@ -386,13 +388,11 @@ def tidy_checkpoints(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
     if (best_epoch, True) not in found and (best_epoch, False) in found:
         source = found[best_epoch, False]
         best = source.with_name(f"{source.stem}-best.pth")
-        unfinished = best.with_suffix(".tmp")
-        unfinished.unlink(missing_ok=True)
-        try:
-            os.link(source, unfinished)
-        except OSError:  # file systems without hard links
-            shutil.copyfile(source, unfinished)
-        unfinished.replace(best)
+        with atomic_write(best) as unfinished:
+            try:
+                os.link(source, unfinished)
+            except OSError:  # file systems without hard links
+                shutil.copyfile(source, unfinished)
     for (number, is_best), path in found.items():
         stale = number != best_epoch if is_best else number != epoch and number % PIN_EVERY
         if stale:
@@ -400,11 +400,13 @@ def tidy_checkpoints(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """Return a run's config.json.
+    """Return what describes a run: its folder's config.json, or a checkpoint's copy of that.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run, or the file no checkpoint.
     """
+    if run_dir.is_file():
+        return load_checkpoint(run_dir, CHECKPOINT_KEYS)
     path = run_dir / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -670,6 +672,9 @@ def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) ->
 
 def print_result(run: Run, config: TrainConfig) -> None:
     """Print what came out, and the command that evaluates it."""
+    if not run.best_checkpoint.exists():  # resumed from a later checkpoint alone
+        print(f"the best epoch is still {run.best_epoch}, whose checkpoint is not in {run.folder}")
+        return
     best = load_checkpoint(run.best_checkpoint)["metrics"]
     scores = ", ".join(f"{task} {best[f'val_balanced_accuracy_{task}']:.4f}" for task in TASKS)
     print(f"best epoch {run.best_epoch}: balanced accuracy on val {scores}")
@@ -689,6 +694,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser(TrainConfig, __doc__)
     given = vars(parser.parse_args(argv))
     stored = read_run(given["resume"]) if "resume" in given else None
+    if stored and given["resume"].is_file():
+        given["resume"] = given["resume"].parent
     values = config_of_run(given, stored["config"]) if stored else given
     config = build_config(parser, TrainConfig, values)
     setup_logging()

@@ -147,7 +147,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # Windows syncs what may be written alone
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:

@@ -849,6 +849,16 @@ def test_a_run_of_which_only_the_best_checkpoint_is_left_goes_on_from_it(finishe
     assert [record["epoch"] for record in records(finished)] == [1, 2, 3, 4]
 
 
+def test_a_checkpoint_alone_is_enough_to_resume(finished: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone" / "checkpoint-000003.pth"
+    alone.parent.mkdir()
+    shutil.copyfile(finished / alone.name, alone)
+    assert resume(alone, N_epochs=4) == 0
+    assert [record["epoch"] for record in records(alone.parent)] == [4]
+    assert resume(alone.parent, N_epochs=5) == 0  # by now it is a run's folder
+    assert checkpoints(alone.parent) == {"5"}  # the best epoch's stayed where it was
+
+
 def test_a_checkpoint_of_another_run_is_not_resumed(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
