@@ -724,11 +724,11 @@ def test_a_best_that_a_kill_prevented_is_made(finished: Path) -> None:
     for path in finished.glob("checkpoint-*"):
         path.unlink()
     torch.save(state, finished / "checkpoint-000001.pth")
-    (finished / "checkpoint-000001-best.tmp").write_bytes(b"half")
+    (finished / ".checkpoint-000001-best.99.tmp.pth").write_bytes(b"half")
     assert resume(finished) == 0
     assert checkpoints(finished) == {"3", "1-best"}
     assert [line["epoch"] for line in records(finished)] == [1, 2, 3]
-    assert not list(finished.glob("*.tmp"))
+    assert not list(finished.glob(".*.tmp*"))
 
 
 def test_metrics_are_cut_back_at_once_or_not_at_all(
