@@ -29,12 +29,10 @@ from dataset_11k import (
     missing_photos,
     read_hand_info,
 )
+from flags import build_config, config_parser, flag
 from utils import (
     UserError,
     atomic_write,
-    build_config,
-    config_parser,
-    flag,
     logger,
     one_line_errors,
     setup_logging,

@@ -36,12 +36,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
 from dataset_11k import AGE_GROUPS, ASPECTS, HAND_INFO_COLUMNS, SKIN_COLORS
+from flags import build_config, config_parser, flag
 from utils import (
     UserError,
     atomic_write,
-    build_config,
-    config_parser,
-    flag,
     logger,
     one_line_errors,
     setup_logging,

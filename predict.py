@@ -26,17 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset_11k import TASKS, Item, open_photo
 from engine import Predictor, load_predictor, predict_batches
+from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from metrics import softmax
 from utils import (
-    AMP_MODES,
     CHECKPOINT_KEYS,
-    DEVICES,
-    REQUIRED,
     UserError,
     atomic_write,
-    build_config,
-    config_parser,
-    flag,
     load_checkpoint,
     one_line_errors,
     setup_logging,

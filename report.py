@@ -18,7 +18,11 @@ import pandas as pd
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from utils import REQUIRED, atomic_write, build_config, config_parser, flag, one_line_errors
+from flags import REQUIRED, build_config, config_parser, flag
+from utils import (
+    atomic_write,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

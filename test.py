@@ -34,19 +34,14 @@ from dataset_11k import (
     read_rows,
 )
 from engine import Predictions, Predictor, load_predictor, predict_split
+from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from metrics import label_measures, softmax
 from report import choose_rows, plot_confusion, plot_sample_grid
 from utils import (
-    AMP_MODES,
     CHECKPOINT_KEYS,
-    DEVICES,
-    REQUIRED,
     UserError,
     atomic_write,
-    build_config,
-    config_parser,
     describe_environment,
-    flag,
     git_commit,
     load_checkpoint,
     logger,

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import engine
+import run_folder
 import train
 from dataset_11k import TASKS, HandsDataset, build_loader, read_rows
 from engine import predict_split
@@ -193,7 +194,7 @@ def test_defaults_are_the_published_recipe() -> None:
         "loss_weights": (1.0, 1.0, 1.0),
     }
     assert {name: getattr(config, name) for name in published} == published
-    assert train.PIN_EVERY == 10
+    assert run_folder.PIN_EVERY == 10
 
 
 FULL_RUN = {1: 0.109, 9: 0.901, 10: 1, 24: 1, 25: 0.5, 39: 0.5, 40: 0.25, 50: 0.25}
@@ -873,7 +874,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(
 
 
 def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
-    hold = f"import pathlib, train; lock = train.lock_run(pathlib.Path({str(tmp_path)!r}))"
+    hold = f"import pathlib as p, run_folder; lock = run_folder.lock_run(p.Path({str(tmp_path)!r}))"
     with subprocess.Popen(
         [sys.executable, "-c", f"{hold}; print('held', flush=True); input()"],
         cwd=Path(train.__file__).parent,
@@ -884,9 +885,9 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process trains"):
-            train.lock_run(tmp_path)
+            run_folder.lock_run(tmp_path)
         other.kill()
-    train.lock_run(tmp_path).close()
+    run_folder.lock_run(tmp_path).close()
 
 
 def test_a_csv_outside_of_sub_dataset(

@@ -1,0 +1,131 @@
+"""The folder of a training run: made once, held by one process, its checkpoints kept in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from utils import CHECKPOINT_KEYS, UserError, atomic_write, load_checkpoint
+
+PIN_EVERY = 10  # epochs; the checkpoints of these stay
+
+
+def make_run_dir(asked: Path | None) -> Path:
+    """Make the run's folder: the one asked for, or one named after the time.
+
+    Raises:
+        UserError: the folder asked for holds something already.
+    """
+    try:
+        if asked is not None:
+            asked.mkdir(parents=True, exist_ok=True)
+            if any(asked.iterdir()):
+                raise UserError(
+                    f"--run_dir {asked} is in use; give a new folder, or --resume {asked} to go on"
+                )
+            return asked
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        for n in range(1, 1000):
+            folder = Path("checkpoints") / (stamp if n == 1 else f"{stamp}-{n}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise UserError(f"cannot make the run's folder: {error}; see --run_dir") from error
+    raise UserError(f"checkpoints/{stamp} to -999 are all taken; give --run_dir")
+
+
+def lock_run(run_dir: Path) -> IO[str]:
+    """Hold the run for this process; the system lets go when the process ends, however it does.
+
+    Raises:
+        UserError: another process trains in the folder.
+    """
+    file = (run_dir / ".lock").open("w")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader workers
+    except OSError as error:
+        file.close()
+        raise UserError(f"another process trains in {run_dir}; wait for it, or stop it") from error
+    return file
+
+
+def checkpoints_of(run_dir: Path) -> dict[tuple[int, bool], Path]:
+    """Return the run's checkpoints by (epoch, whether it is a `-best` file)."""
+    found = {}
+    for path in run_dir.glob("checkpoint-*.pth"):
+        match = re.fullmatch(r"checkpoint-(\d{6,})(-best)?\.pth", path.name)
+        if match:
+            found[int(match[1]), bool(match[2])] = path
+    return found
+
+
+def tidy_checkpoints(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
+    """Bring the folder to what its last checkpoint says, whatever a kill left undone.
+
+    Kept: the checkpoint of `epoch`, those of every tenth epoch, and one `-best`.
+    """
+    found = checkpoints_of(run_dir)
+    if (best_epoch, True) not in found and (best_epoch, False) in found:
+        source = found[best_epoch, False]
+        best = source.with_name(f"{source.stem}-best.pth")
+        with atomic_write(best) as unfinished:
+            try:
+                os.link(source, unfinished)
+            except OSError:  # file systems without hard links
+                shutil.copyfile(source, unfinished)
+    for (number, is_best), path in found.items():
+        stale = number != best_epoch if is_best else number != epoch and number % PIN_EVERY
+        if stale:
+            path.unlink()
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Return what describes a run: its folder's config.json, or a checkpoint's copy of that.
+
+    Raises:
+        UserError: the folder holds no run, or the file no checkpoint.
+    """
+    if run_dir.is_file():
+        return load_checkpoint(run_dir, CHECKPOINT_KEYS)
+    path = run_dir / "config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not {"config", "resolved"} <= stored.keys():
+            raise ValueError("it describes no run")
+        return stored
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--resume {run_dir}: {path} cannot be read ({error}); give a folder that train.py made"
+        ) from error
+
+
+def cut_metrics(path: Path, last_epoch: int) -> None:
+    """Drop the lines of metrics.jsonl after `last_epoch`, or that a kill left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["epoch"] <= last_epoch:
+            kept.append(line + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8", newline="\n")
