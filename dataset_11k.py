@@ -7,18 +7,21 @@ of hand images", 2019, https://arxiv.org/abs/1711.04322.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from utils import UserError
 
@@ -62,9 +65,48 @@ AGE_RANGE = (18, 75)
 
 TASKS = ("identity", "gender", "age")
 
-# A protocol decides who goes where. `SplitFiles.split` says where its files lie.
-PROTOCOLS = ("paper",)
-SPLITS = ("train", "val")
+
+class SplitProtocol(NamedTuple):
+    """Who goes where, and why."""
+
+    splits: tuple[str, ...]  # of a fold: the first trains, the last is reported on
+    folds: int  # where --folds does not say otherwise
+    disjoint: bool  # whether val and test show strangers only, to be matched by a gallery
+    reason: str  # in two lines
+
+
+# dataset_11k_split.py draws them; `SplitFiles.split` says where their files lie.
+PROTOCOLS = {
+    "paper": SplitProtocol(
+        ("train", "val"),
+        folds=1,
+        disjoint=False,
+        reason="Half of the photos train, the others choose the epoch and are reported on, as\n"
+        "published: to compare with published numbers. Neighbouring frames are on both sides.",
+    ),
+    "stratified": SplitProtocol(
+        ("train", "val", "test"),
+        folds=1,
+        disjoint=False,
+        reason="50, 20 and 30 % of everybody's photos (under 5: all train): what is reported on\n"
+        "did not choose the epoch. Neighbouring frames are still on both sides.",
+    ),
+    "burst": SplitProtocol(
+        ("train", "val", "test"),
+        folds=1,
+        disjoint=False,
+        reason="The same shares, in blocks of neighbouring frames with gaps between them: to know\n"
+        "a person again without a near-duplicate in train, though in the same session.",
+    ),
+    "subject-disjoint": SplitProtocol(
+        ("train", "val", "test"),
+        folds=5,
+        disjoint=True,
+        reason="Nobody is on two sides, everybody is in the test split of one fold: what gender\n"
+        "and age scores are worth on strangers, and how well strangers can be matched.",
+    ),
+}
+SPLITS = PROTOCOLS["paper"].splits
 
 
 def age_group(age: int) -> str:
@@ -86,21 +128,30 @@ def read_csv_text(path: Path, columns: Sequence[str], what_next: str) -> pd.Data
         columns: the columns that must be there; others are kept.
         what_next: the end of the error message if the file is missing.
     """
-    try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
-        )
+    plain: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    plain["skip_blank_lines"] = False
+    try:  # the header by itself, as pandas renames a column that is there twice
+        header = pd.read_csv(path, header=None, nrows=1, **plain).iloc[0].tolist()
+        table = pd.read_csv(path, **plain)
     except FileNotFoundError:
         raise UserError(f"{path} not found; {what_next}") from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {byte:#x} in it); save it as UTF-8"
+        ) from error
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as a CSV file: {reason}") from error
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise UserError(
-            f"{path}: missing columns {', '.join(missing)} (found {', '.join(table.columns)});"
-            f" the file needs {', '.join(columns)}"
-        )
+    for problem, wrong in (
+        ("missing columns", [name for name in columns if name not in header]),
+        ("two columns are called", [x for x in dict.fromkeys(header) if x and header.count(x) > 1]),
+    ):
+        if wrong:
+            raise UserError(
+                f"{path}: {problem} {', '.join(wrong)} (found {', '.join(header)});"
+                f" the file needs {', '.join(columns)}"
+            )
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index
         raise UserError(f"{path}: lines have more cells than the header; correct the file")
     table.index += 2
@@ -151,7 +202,11 @@ def read_hand_info(path: Path) -> pd.DataFrame:
     Raises:
         UserError: the file, a column or a cell is not as expected; the message names the line.
     """
-    table = read_csv_text(path, HAND_INFO_COLUMNS, f"get Hands/ and HandInfo.csv from {DATA_URL}")
+    what_next = (
+        f"get Hands/ and HandInfo.csv from {DATA_URL}, or draw some:"
+        f" python dataset_11k_synthetic.py --output {path.parent}"
+    )
+    table = read_csv_text(path, HAND_INFO_COLUMNS, what_next)
     flags = ("accessories", "nailPolish", "irregularities")
     names = table["imageName"]
     check_cells(
@@ -179,6 +234,18 @@ def read_hand_info(path: Path) -> pd.DataFrame:
     return table.assign(id=ids, **numbers)[list(HAND_INFO_COLUMNS)].reset_index(drop=True)
 
 
+def advise(path: Path, what_next: str, *, by_hand: str) -> str:
+    """Return `what_next`, or `by_hand` for somebody's own photos: they have no HandInfo.csv."""
+    for root in path.absolute().parents:
+        if (root / "Hands").is_dir() or (root / "sub_dataset").is_dir():
+            return what_next if (root / "HandInfo.csv").is_file() else by_hand
+    return what_next
+
+
+RUN_SPLIT = "run dataset_11k_split.py first"
+WRITE_CSV = "write it (README, Your own photos)"
+
+
 def read_rows(path: Path) -> pd.DataFrame:
     """Return the rows of a split CSV: columns image_path, name (of the photo), id, gender, age.
 
@@ -191,13 +258,26 @@ def read_rows(path: Path) -> pd.DataFrame:
     Raises:
         UserError: the file, a column or a cell is not as expected; the message names the line.
     """
-    table = read_csv_text(path, SPLIT_COLUMNS, "run dataset_11k_split.py first")
+    table = read_csv_text(path, SPLIT_COLUMNS, advise(path, RUN_SPLIT, by_hand=WRITE_CSV))
     names = table["image_path"].str.replace(r"^(?:.*[/\\])?Hands[/\\]", "", regex=True)
     legal = is_photo_name(names) & ~names.duplicated()
     check_cells(table, path, {**people_rules(table), "image_path": (legal, PHOTO_NAME)})
     ids, ages = table["id"].str.strip(), table["age"].astype("int64")
     rows = table.assign(name=names, id=ids, age=ages)
     return rows[["image_path", "name", "id", "gender", "age"]].reset_index(drop=True)
+
+
+def say_who_is_known(rows: pd.DataFrame, trained: pd.DataFrame, split: str) -> str:
+    """Return how many people of a split's rows were trained on, and what its scores say then."""
+    people = set(rows["id"])
+    known = people & set(trained["id"])
+    if not known:
+        meaning = "identity cannot be right; gender and age are read from strangers' hands"
+    elif known == people:
+        meaning = "the scores are of known hands, and say nothing of strangers'"
+    else:
+        meaning = "the others' identity cannot be right; the scores mix known and strangers' hands"
+    return f"{len(known)} of {len(people)} {split} people are in train: {meaning}"
 
 
 def fingerprint(rows: pd.DataFrame) -> str:
@@ -224,6 +304,7 @@ class SplitFiles(NamedTuple):
     root: Path
     aspect: str
     protocol: str
+    fold: int = 0  # `paper` has no folds
 
     @property
     def photos(self) -> Path:
@@ -235,35 +316,59 @@ class SplitFiles(NamedTuple):
         """The CSV of all rows of the aspect."""
         return self.root / "sub_dataset" / f"{self.aspect}.csv"
 
-    def split(self, name: str) -> Path:
-        """Return the CSV of the split `name` (train or val)."""
+    @property
+    def drawn(self) -> Path:
+        """The folder of what the protocol drew, for every aspect."""
         folder = self.root / "trainval"
-        if self.protocol != "paper":
-            folder /= self.protocol
-        return folder / self.aspect / f"{name}.csv"
+        return folder if self.protocol == "paper" else folder / self.protocol
+
+    @property
+    def leakage(self) -> Path:
+        """The CSV that says what the protocol's splits have in common, for every aspect."""
+        return self.drawn / "leakage.csv"
+
+    @property
+    def gallery(self) -> Path:
+        """The CSV of the gallery draws of the fold's test split (disjoint protocols)."""
+        return self.split("gallery")
+
+    def split(self, name: str) -> Path:
+        """Return the CSV of the split `name` (of `PROTOCOLS`)."""
+        folder = self.drawn / self.aspect
+        return (
+            folder if self.protocol == "paper" else folder / f"fold_{self.fold}"
+        ) / f"{name}.csv"
 
 
-def locate(attributes_file: Path, protocol: str) -> SplitFiles:
+def locate(attributes_file: Path, protocol: str, fold: int = 0) -> SplitFiles:
     """Return the places that belong to `<root>/sub_dataset/<aspect>.csv`.
 
     Raises:
         UserError: the file is not there, or not in a folder called sub_dataset.
     """
     if not attributes_file.is_file():
-        raise UserError(f"{attributes_file} not found; run dataset_11k_split.py first")
+        what_next = advise(attributes_file, RUN_SPLIT, by_hand=WRITE_CSV)
+        raise UserError(f"{attributes_file} not found; {what_next}")
     folder = attributes_file.absolute().parent
     if folder.name != "sub_dataset" or attributes_file.suffix != ".csv":
         raise UserError(
-            f"{attributes_file}: expected <root>/sub_dataset/<aspect>.csv, the layout that"
-            " dataset_11k_split.py writes; <root> holds Hands/ and trainval/ as well"
+            f"{attributes_file}: expected <root>/sub_dataset/<aspect>.csv; <root> holds Hands/ and"
+            " trainval/ as well"
         )
     root = attributes_file.parent.parent if attributes_file.parent.name else folder.parent
-    return SplitFiles(root, attributes_file.stem, protocol)
+    return SplitFiles(root, attributes_file.stem, protocol, fold)
 
 
 def missing_photos(rows: pd.DataFrame, folder: Path) -> list[str]:
-    """Return the names in `rows` that are no file in `folder`, in the rows' order."""
-    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    """Return the names in `rows` that are no file in `folder`, in the rows' order.
+
+    A link to nowhere is no file.
+    """
+    there = set()
+    if folder.is_dir():
+        with os.scandir(folder) as entries:  # looks at no file but the links; those may be loops
+            real = ((e, e.is_file(follow_symlinks=False)) for e in entries)
+            there = {entry.name for entry, is_file in real if is_file or Path(entry).is_file()}
     return [name for name in rows["name"] if name not in there]
 
 
@@ -271,10 +376,15 @@ def check_photos(rows: pd.DataFrame, folder: Path, source: Path) -> None:
     """Refuse rows whose photo is not in `folder`: the first five are named, all counted."""
     missing = missing_photos(rows, folder)
     if missing:
+        leave_out = advise(
+            folder,
+            "leave them out with dataset_11k_split.py --skip_missing",
+            by_hand="delete their rows",
+        )
         raise UserError(
             f"{len(missing)} of {len(rows)} photos that {source} lists are not in {folder}:"
             f" {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; put them there, or"
-            " leave them out with dataset_11k_split.py --skip_missing"
+            f" {leave_out}"
         )
 
 
@@ -367,54 +477,126 @@ def resize_size(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-# A picklable callable: an upright RGB photo -> (3, H, W) float32, normalised.
-Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
-
-
-def build_transform(
-    *,
-    train: bool,
-    image_size: int = 224,
-    mean: Sequence[float],
-    std: Sequence[float],
-    flip: float = 0.5,
-    jitter: float = 0.3,
-) -> Transform:
-    """Return the published transform to (3, image_size, image_size) float32.
-
-    The aspect ratio is not kept. For training: resize, random crop, horizontal flip, colour
-    jitter; else a plain resize.
+def read_pixels(path: Path, side: int, decode_size: int = 0) -> Image.Image:
+    """Return the photo at `path` as `side` x `side` RGB, bicubic; the aspect ratio is not kept.
 
     Args:
-        train: whether to augment.
-        image_size: side of the result in pixels.
-        mean: of the normalisation, per RGB channel in [0, 1].
-        std: likewise.
-        flip: probability of a horizontal flip.
-        jitter: largest relative change of brightness, contrast and saturation.
+        path: any file that Pillow reads.
+        side: in pixels.
+        decode_size: as in `open_photo`.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 93-110.
     """
-    bicubic = InterpolationMode.BICUBIC
-    to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-    if not train:
-        return v2.Compose([v2.Resize((image_size, image_size), bicubic), *to_tensor])
-    side = resize_size(image_size)
-    augmentations = [
-        v2.Resize((side, side), bicubic),
-        v2.RandomCrop((image_size, image_size)),
-        v2.RandomHorizontalFlip(flip),
-        v2.ColorJitter(jitter, jitter, jitter, 0),
-    ]
-    return v2.Compose([*augmentations, *to_tensor])
+    photo = open_photo(path, decode_size)
+    return photo.resize((side, side), Image.Resampling.BICUBIC)
+
+
+# Weights of red, green and blue in grey, as Pillow has them (ITU-R BT.601).
+GREY = (0.299, 0.587, 0.114)
+
+
+def pick(draws: torch.Tensor, n: int) -> torch.Tensor:
+    """Return whole numbers from 0 to n - 1, int64, of draws in [0, 1)."""
+    return (draws * n).long().clamp(max=n - 1)  # rounding may reach n
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The published augmentation: random crop, horizontal flip, colour jitter.
+
+    Two ways to the same distribution: photo by photo with torchvision's transforms, or a batch at
+    once on the training device, where the photo's seed draws what is done to it.
+
+    image_size: side of the crop in pixels.
+    flip: probability of a horizontal flip.
+    jitter: largest relative change of brightness, contrast and saturation, in [0, 1].
+    by_batch: which way.
+
+    Source: github.com/nathanlem1/IGAE-Net, train.py lines 93-100.
+    """
+
+    image_size: int
+    flip: float
+    jitter: float
+    by_batch: bool
+
+    def augment_photo(self, photo: Image.Image, seed: int) -> Image.Image:
+        """Return the augmented photo, image_size x image_size."""
+        size, jitter = self.image_size, self.jitter
+        steps = [
+            v2.RandomCrop((size, size)),
+            v2.RandomHorizontalFlip(self.flip),
+            v2.ColorJitter(jitter, jitter, jitter, 0),
+        ]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return v2.Compose(steps)(photo)
+
+    @staticmethod
+    def draw(seeds: Sequence[int]) -> torch.Tensor:
+        """Return what the photos' seeds draw for `augment_batch`: (N, 7) in [0, 1)."""
+        draws = [np.random.default_rng(seed).random(7, dtype=np.float32) for seed in seeds]
+        return torch.from_numpy(np.stack(draws))
+
+    def augment_batch(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Return the augmented photos, (N, 3, image_size, image_size) float32 in [0, 1].
+
+        Args:
+            pixels: (N, side, side, 3) uint8.
+            draws: (N, 7) in [0, 1) on the same device: top, left, flip, three factors, their order.
+        """
+        n, size = len(pixels), self.image_size
+        starts = pick(draws[:, :2], pixels.shape[1] - size + 1)
+        steps = torch.arange(size, device=pixels.device)
+        flipped = draws[:, 2, None] < self.flip
+        rows = starts[:, :1] + steps
+        columns = starts[:, 1:] + torch.where(flipped, size - 1 - steps, steps)
+        photo = torch.arange(n, device=pixels.device)[:, None, None]
+        crops = pixels[photo, rows[:, :, None], columns[:, None, :]]  # (N, size, size, 3)
+        images = crops.permute(0, 3, 1, 2).float() / 255
+        return self.jitter_batch(images, draws[:, 3:6], draws[:, 6])
+
+    def jitter_batch(
+        self, images: torch.Tensor, factors: torch.Tensor, order: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `images`, (N, 3, H, W) in [0, 1], with other colours.
+
+        Each change is a blend: of brightness with black, of contrast with the mean grey, of
+        saturation with the grey photo. Every photo has its own factors and order.
+
+        Args:
+            images: float32.
+            factors: (N, 3) in [0, 1), of brightness, contrast and saturation.
+            order: (N,) in [0, 1), which of the six orders.
+        """
+        orders = torch.tensor(list(itertools.permutations(range(3))), device=images.device)
+        change_at = orders[pick(order, len(orders))]  # (N, 3): which change comes when
+        strength = 1 - self.jitter + 2 * self.jitter * factors
+        grey_weights = torch.tensor(GREY, device=images.device).view(3, 1, 1)
+        for changes in change_at.T:
+            grey = (images * grey_weights).sum(dim=1, keepdim=True)
+            change = changes.view(-1, 1, 1, 1)
+            mean = grey.mean(dim=(2, 3), keepdim=True)
+            other = torch.where(change == 2, grey, torch.where(change == 1, mean, 0.0))
+            share = strength.gather(1, changes[:, None]).view(-1, 1, 1, 1)
+            images = torch.lerp(other.expand_as(images), images, share).clamp(0, 1)
+        return images
 
 
 class Item(NamedTuple):
     """One photo, or a batch of them."""
 
-    image: torch.Tensor  # (3, H, W) float32, normalised
+    image: torch.Tensor  # (H, W, 3) uint8, RGB; of a batch: (N, H, W, 3)
     labels: torch.Tensor  # (n_tasks,) int64 in the order of TASKS, -1 where unknown
     row: int | torch.Tensor  # place in the split's CSV, from 0; of a batch: (N,) int64
+    draws: torch.Tensor  # (7,) float32 for `Augmentation.augment_batch`, or (0,)
+
+
+class Pixels(Protocol):
+    """Photos that are decoded already: by row, (H, W, 3) uint8."""
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return the pixels of a row."""
 
 
 class HandsDataset(Dataset[Item]):
@@ -424,8 +606,9 @@ class HandsDataset(Dataset[Item]):
         rows: as `read_rows` returns them.
         folder: where the photos lie.
         label_space: turns names into indices.
-        transform: as `build_transform` returns it.
+        side: that photos are resized to, in pixels.
         decode_size: as in `open_photo`.
+        augmentation: of a training split.
     """
 
     def __init__(
@@ -434,44 +617,90 @@ class HandsDataset(Dataset[Item]):
         folder: Path,
         label_space: LabelSpace,
         *,
-        transform: Transform,
+        side: int,
         decode_size: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.names = rows["name"].tolist()
         self.labels = torch.from_numpy(label_space.encode(rows))
         self.folder = folder
-        self.transform = transform
+        self.side = side
         self.decode_size = decode_size
+        self.augmentation = augmentation
+        self.cached: Pixels | None = None  # what photo_cache.py holds of the rows
+        self.resident: torch.Tensor | None = None  # (n_rows, side, side, 3) on the GPU
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.names)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        """Return the photo of a row, augmented by what the seed draws.
+    def read(self, row: int, seed: int) -> torch.Tensor:
+        """Return the pixels of a row, (H, W, 3) uint8, augmented if that is done by photo.
+
+        Raises:
+            UserError: the photo cannot be decoded; the message names row and file.
+        """
+        by_photo = self.augmentation is not None and not self.augmentation.by_batch
+        if self.cached is not None and not by_photo:
+            return torch.from_numpy(self.cached[row])
+        if self.cached is not None:
+            photo = Image.fromarray(self.cached[row])
+        else:
+            try:
+                photo = read_pixels(self.folder / self.names[row], self.side, self.decode_size)
+            except UserError as error:
+                raise UserError(f"row {row + 1}: {error}") from error
+        if self.augmentation is not None and by_photo:
+            photo = self.augmentation.augment_photo(photo, seed)
+        return torch.from_numpy(np.array(photo))
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Item:
+        """Return a batch of photos, each augmented by what its seed draws.
 
         Args:
-            key: (row, seed), as the samplers of this module yield them.
+            keys: (row, seed), as the samplers of this module yield them.
         """
-        row, seed = key
-        try:
-            photo = open_photo(self.folder / self.names[row], self.decode_size)
-        except UserError as error:
-            raise UserError(f"row {row + 1}: {error}") from error
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return Item(self.transform(photo), self.labels[row], row)
+        rows = torch.tensor([row for row, _ in keys])
+        if self.resident is not None:
+            images = self.resident[rows.to(self.resident.device, non_blocking=True)]
+        else:
+            images = torch.stack([self.read(row, seed) for row, seed in keys])
+        draws = torch.empty(len(keys), 0)
+        if self.augmentation is not None and self.augmentation.by_batch:
+            draws = self.augmentation.draw([seed for _, seed in keys])
+        return Item(images, self.labels[rows], rows, draws)
 
 
-class RowSampler(Sampler[tuple[int, int]]):
-    """Yields (row, seed) keys: shuffled anew each epoch if `shuffle`, else in CSV order.
+class BatchSampler(Sampler[list[tuple[int, int]]]):
+    """Yields batches of (row, seed) keys: shuffled anew each epoch if `shuffle`, else in CSV order.
 
     The order depends on (seed, epoch) alone, a photo's augmentation on (seed, epoch, row): neither
-    the number of workers nor a resume changes them. `set_epoch` comes before each epoch.
+    the number of workers or ranks nor a resume changes them. `set_epoch` comes before each epoch.
+
+    Of several ranks each takes an equal part of every batch in training, which all of them step
+    through together, and every nth batch else.
+
+    Args:
+        n_rows: of the split.
+        batch_size: photos of all ranks together.
+        shuffle: for training.
+        seed: of order and augmentation.
+        rank: which part of the batches, from 0.
+        n_ranks: among how many they are divided.
     """
 
-    def __init__(self, n_rows: int, *, seed: int = 0, shuffle: bool) -> None:
-        self.n_rows, self.seed, self.shuffle = n_rows, seed, shuffle
+    def __init__(
+        self,
+        n_rows: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> None:
+        self.n_rows, self.batch_size, self.shuffle, self.seed = n_rows, batch_size, shuffle, seed
+        self.rank, self.n_ranks = rank, n_ranks
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -479,17 +708,38 @@ class RowSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of rows."""
-        return self.n_rows
+        """Return the number of batches of this rank."""
+        n_batches = math.ceil(self.n_rows / self.batch_size)
+        return n_batches if self.shuffle else len(range(self.rank, n_batches, self.n_ranks))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield the keys of one epoch."""
+    def shares(self) -> list[tuple[int, int]]:
+        """Return, per batch of training, the photos of this rank and those of all ranks.
+
+        A rank whose part of the last batch is empty gets a photo that does not count.
+        """
+        sizes = [
+            min(self.batch_size, self.n_rows - i) for i in range(0, self.n_rows, self.batch_size)
+        ]
+        return [(len(range(self.rank, size, self.n_ranks)), size) for size in sizes]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the batches of one epoch."""
         sequence = np.random.SeedSequence((self.seed, self.epoch))
         seeds = sequence.generate_state(self.n_rows, np.uint64) >> np.uint64(1)
         order = np.arange(self.n_rows)
         if self.shuffle:
             order = np.random.default_rng(sequence).permutation(self.n_rows)
-        yield from ((int(row), int(seeds[row])) for row in order)
+        keys = [(int(row), int(seeds[row])) for row in order]
+        batches = [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
+        if self.shuffle:
+            yield from (batch[self.rank :: self.n_ranks] or batch[:1] for batch in batches)
+        else:
+            yield from batches[self.rank :: self.n_ranks]
+
+
+def as_it_is(batch: Any) -> Any:
+    """Return the batch that `HandsDataset` made (a lambda could not go to a spawned worker)."""
+    return batch
 
 
 def build_loader(
@@ -499,15 +749,26 @@ def build_loader(
     num_workers: int,
     shuffle: bool,
     seed: int = 0,
+    rank: int = 0,
+    n_ranks: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Return a loader of `Item` batches; its sampler is a `RowSampler`."""
+    """Return a loader of `Item` batches; its batch sampler is a `BatchSampler`."""
+    if dataset.resident is not None:  # its batches are made on the GPU
+        num_workers, pin_memory = 0, False
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=RowSampler(len(dataset), seed=seed, shuffle=shuffle),
+        batch_sampler=BatchSampler(
+            len(dataset),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank,
+            n_ranks=n_ranks,
+        ),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        collate_fn=as_it_is,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
     )

@@ -85,8 +85,12 @@ MAX_BINS = 20
 class AnalyzeConfig:
     """What dataset_11k_analyze.py is asked for."""
 
-    input: Path = flag(Path("./11k"), "folder that holds HandInfo.csv; photos are not needed")
-    output: Path = flag(Path("./dataset_analysis"), "folder for counts.csv and the figures")
+    input: Path = flag(
+        Path("./11k"), "folder that holds HandInfo.csv; photos are not needed", metavar="DIR"
+    )
+    output: Path = flag(
+        Path("./dataset_analysis"), "folder for counts.csv and the figures", metavar="DIR"
+    )
 
 
 # ----------------------------------------------------------------------------- counts

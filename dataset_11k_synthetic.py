@@ -5,10 +5,6 @@
 writes <output>/Hands/Hand_0000002.jpg ..., <output>/HandInfo.csv, and <output>/synthetic.json, the
 mark by which the script knows a folder as its own. Anything else in <output> it leaves alone and
 stops. `--contact_sheet FILE` also writes a PNG that shows a few people from all four sides.
-
-Lengths are in millimetres on the hand. A hand has its origin in the middle of the wrist, x towards
-the thumb and y towards the fingertips. It is made of six limbs: the body (forearm and palm), the
-thumb and four fingers. A limb is a table of half-widths along its axis: s runs along it, t across.
 """
 
 from __future__ import annotations
@@ -74,7 +70,7 @@ class SyntheticConfig:
     width: int = flag(640, "of a photo in pixels, a multiple of 4; the height is 3/4 of it")
     processes: int = flag(usable_cpus(), "processes that draw; the files do not depend on it")
     seed: int = flag(0, "of everything that is drawn")
-    output: Path = flag(Path("demo/11k"), "folder to write")
+    output: Path = flag(Path("demo/11k"), "folder to write", metavar="DIR")
     overwrite: bool = flag(False, "replace a set drawn with other flags, with its splits")
     contact_sheet: Path | None = flag(None, "PNG to write: the four aspects of a few people")
 
@@ -203,6 +199,11 @@ def draw_people(seed: int, n_people: int) -> list[Person]:
 
 
 # ----------------------------------------------------------------------------- anatomy
+
+# Lengths are in millimetres on the hand. A hand has its origin in the middle of the wrist, x
+# towards the thumb and y towards the fingertips. It is made of six limbs: the body (forearm and
+# palm), the thumb and four fingers. A limb is a table of half-widths along its axis: s runs along
+# it, t across.
 
 
 class FingerPlan(NamedTuple):
@@ -1463,6 +1464,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_set(config, output)
     if config.contact_sheet is not None:
         write_contact_sheet(config, output, config.contact_sheet)
+    logger.info("split it: python dataset_11k_split.py --input %s", config.output)
     return 0
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that PyTorch's users know
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset_11k import TASKS, Item, LabelSpace, Transform, build_transform
+from compute import Shape, autocast, resolve_amp
+from dataset_11k import TASKS, Augmentation, Item, LabelSpace
 from model import IGAENet, ModelError, embedding_width
-from utils import UserError, logger, prepare_determinism, resolve_device
+from ranks import Ranks
+from utils import UserError, prepare_determinism, resolve_device
 
-AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PROBE_SECONDS = 50  # a CPU's probe of bf16 gives up where it would take longer
-PROBE_GAIN = 1.05  # bf16 is taken where it is this much faster
 CHECK_EVERY = 50  # steps between two looks at the losses, each of which waits for the device
 
 
@@ -55,13 +54,47 @@ def check_backbone(name: str, image_size: int) -> None:
         raise UserError(str(error)) from error
 
 
+class Preprocessing:
+    """From a batch of photos to a model's input, on its device.
+
+    Args:
+        device: of the model.
+        mean: of the normalisation, per RGB channel in [0, 1].
+        std: likewise.
+        augmentation: of training, where it is done by batch.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.device, self.augmentation = device, augmentation
+        self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, std))
+
+    def __call__(self, batch: Item) -> tuple[Tensor, Tensor]:
+        """Return images, (N, 3, H, W) float32 normalised, channels last, and labels."""
+        pixels = batch.image.to(self.device, non_blocking=True)
+        if self.augmentation is not None and self.augmentation.by_batch:
+            draws = batch.draws.to(self.device, non_blocking=True)
+            images = self.augmentation.augment_batch(pixels, draws)
+        else:
+            images = pixels.permute(0, 3, 1, 2).float() / 255
+        images = images.sub_(self.mean).div_(self.std)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A checkpoint's model, ready to answer, with what turns a photo into its input."""
 
     model: IGAENet
     label_space: LabelSpace
-    transform: Transform
+    preprocessing: Preprocessing
+    image_size: int
     decode_size: int
     device: torch.device
     amp: str
@@ -93,62 +126,12 @@ def load_predictor(
     return Predictor(
         model=model,
         label_space=space,
-        transform=build_transform(
-            train=False, image_size=size, mean=resolved["mean"], std=resolved["std"]
-        ),
+        preprocessing=Preprocessing(where, resolved["mean"], resolved["std"]),
+        image_size=size,
         decode_size=resolved["decode_size"],
         device=where,
-        amp=resolve_amp(
-            amp or resolved["amp"], model, where, batch_size=batch_size, image_size=size
-        ),
+        amp=resolve_amp(amp or resolved["amp"], model, where, Shape(batch_size, size)),
     )
-
-
-def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Return the context in which the model runs; `amp` is a key of `AMP_DTYPES`."""
-    return torch.autocast(device.type, dtype=AMP_DTYPES[amp], enabled=amp != "off")
-
-
-def resolve_amp(
-    amp: str, model: IGAENet, device: torch.device, *, batch_size: int, image_size: int
-) -> str:
-    """Return `off`, `bf16` or `fp16` for the flag `--amp`.
-
-    `auto` on CUDA: bf16, on cards before Ampere fp16. On a CPU: off, unless two steps each way
-    show bf16 to be at least 5 % faster. On others: off.
-    """
-    if amp == "fp16" and device.type != "cuda":
-        raise UserError(f"--amp fp16 needs CUDA, not {device.type}; use --amp bf16 or off")
-    if amp != "auto":
-        return amp
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if device.type != "cpu":
-        return "off"
-    images = torch.rand(batch_size, 3, image_size, image_size)
-    plain = step_seconds(model, images, "off", limit=PROBE_SECONDS / 4)
-    fast = step_seconds(model, images, "bf16", limit=PROBE_SECONDS / 4)
-    logger.info("--amp auto: a step takes %.2f s in float32, %.2f s in bf16", plain, fast)
-    return "bf16" if plain > PROBE_GAIN * fast else "off"
-
-
-def step_seconds(model: IGAENet, images: Tensor, amp: str, *, limit: float) -> float:
-    """Return the seconds of the faster of two training steps of a copy of `model` on the CPU.
-
-    A first step over `limit` seconds is the only one.
-    """
-    trial = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
-    images = images.to(memory_format=torch.channels_last)
-    fastest = math.inf
-    for _ in range(2):
-        start = time.perf_counter()
-        with autocast(torch.device("cpu"), amp):
-            logits = trial(images)
-        torch.cat(list(logits.values()), dim=1).float().square().mean().backward()
-        fastest = min(fastest, time.perf_counter() - start)
-        if fastest > limit:
-            break
-    return fastest
 
 
 def task_losses(logits: Mapping[str, Tensor], labels: Tensor, label_smoothing: float) -> Tensor:
@@ -189,57 +172,110 @@ def raise_if_not_finite(losses: Sequence[Tensor], *, epoch: int, lr: float) -> N
         )
 
 
-def to_device(batch: Item, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a batch's images, channels last, and labels on the device."""
-    images = batch.image.to(device, non_blocking=True, memory_format=torch.channels_last)
-    return images, batch.labels.to(device, non_blocking=True)
+@dataclass(frozen=True)
+class Recipe:
+    """How every step of training is taken.
+
+    amp: a key of `compute.AMP_DTYPES`.
+    loss_weights: of the tasks, in the order of TASKS.
+    label_smoothing: share of the target spread over all classes, in [0, 1).
+    parts: that a batch is taken in, one after the other; less memory, the same step.
+    clip_grad: largest norm of the gradients; None: any.
+    """
+
+    amp: str
+    loss_weights: Sequence[float]
+    label_smoothing: float
+    parts: int = 1
+    clip_grad: float | None = None
 
 
 def train_one_epoch(
-    model: IGAENet,
-    loader: Iterable[Item],
+    model: nn.Module,
+    loader: DataLoader[Any],
     optimizer: torch.optim.Optimizer,
     *,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
     scaler: torch.amp.GradScaler,
-    device: torch.device,
-    amp: str,
-    loss_weights: Sequence[float],
-    label_smoothing: float,
+    ranks: Ranks,
     epoch: int,
+    after_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Train on every photo once; return the epoch's means over photos.
+    """Train on every photo once; return the epoch's means over the photos of all ranks.
 
     Keys: `loss` (weighted sum), `loss_<task>`, `accuracy_<task>` (fractions, as trained on).
+
+    Args:
+        model: an `IGAENet`, or the same wrapped for several ranks.
+        loader: as `dataset_11k.build_loader` returns it, shuffled.
+        optimizer: its groups have their learning rates.
+        recipe: how a step is taken.
+        preprocessing: makes the model's input.
+        scaler: of the gradients; acts in fp16 alone.
+        ranks: that train together.
+        epoch: counted from 1.
+        after_step: called after each step of the optimiser.
     """
     model.train()
-    weights = torch.tensor(loss_weights, device=device)
-    losses, hits, sizes = [], [], []
+    device, n_parts = preprocessing.device, recipe.parts
+    weights = torch.tensor(recipe.loss_weights, device=device)
+    losses, totals = [], torch.zeros(2, len(TASKS), dtype=torch.float64, device=device)
     lr = max(group["lr"] for group in optimizer.param_groups)
-    for batch in tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None):
-        images, labels = to_device(batch, device)
-        with autocast(device, amp):
-            logits = model(images)
-        per_task = task_losses(logits, labels, label_smoothing)
+    sampler: Any = loader.batch_sampler
+    progress = tqdm(
+        loader,
+        desc=f"epoch {epoch}",
+        unit="batch",
+        leave=False,
+        disable=None if ranks.is_first else True,
+    )
+    for batch, (n_here, n_all) in zip(progress, sampler.shares(), strict=True):
+        images, labels = preprocessing(batch)
         optimizer.zero_grad()
-        scaler.scale((per_task * weights).sum()).backward()
+        parts = list(zip(images.chunk(n_parts), labels.chunk(n_parts), strict=True))
+        losses.append(torch.zeros(len(TASKS), device=device))
+        for i, (part, part_labels) in enumerate(parts, start=1):
+            with gradients_later(model) if i < len(parts) else nullcontext():
+                with autocast(device, recipe.amp):
+                    logits = model(part)
+                per_task = task_losses(logits, part_labels, recipe.label_smoothing)
+                n_counted = len(part) if n_here else 0  # 0: a photo that keeps a rank in step
+                # several ranks' gradients are averaged, so each counts as often as there are ranks
+                share = ranks.count * n_counted / n_all
+                scaler.scale((per_task * weights).sum() * share).backward()
+            losses[-1] += per_task.detach() * (len(part) / len(images))
+            predicted = torch.stack([logits[task].argmax(dim=1) for task in TASKS], dim=1)
+            totals[1] += (predicted == part_labels).sum(dim=0) * (n_counted > 0)
+        totals[0] += losses[-1] * n_here
+        if recipe.clip_grad is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
         scaler.step(optimizer)
         scaler.update()
-
-        losses.append(per_task.detach())
-        predicted = torch.stack([logits[task].argmax(dim=1) for task in TASKS], dim=1)
-        hits.append((predicted == labels).sum(dim=0))
-        sizes.append(len(images))
+        if after_step is not None:
+            after_step()
         if len(losses) % CHECK_EVERY == 0:
             raise_if_not_finite(losses, epoch=epoch, lr=lr)
     raise_if_not_finite(losses, epoch=epoch, lr=lr)
+    n_photos = sum(n_all for _, n_all in sampler.shares())
+    return epoch_means(sum(ranks.gather(totals.cpu())) / n_photos, recipe.loss_weights)
 
-    share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
-    mean_losses = (torch.stack(losses).cpu().double() * share[:, None]).sum(dim=0)
-    accuracies = torch.stack(hits).sum(dim=0).cpu().double() / sum(sizes)
+
+def gradients_later(model: nn.Module) -> AbstractContextManager[None]:
+    """Return the context in which ranks do not exchange gradients yet."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
+
+
+def epoch_means(means: Tensor, loss_weights: Sequence[float]) -> dict[str, float]:
+    """Return means by name: (2, n_tasks) of losses and hits."""
+    loss = float((means[0] * torch.tensor(loss_weights, dtype=torch.float64)).sum())
+    named = zip(("loss", "accuracy"), means.tolist(), strict=True)
     return {
-        "loss": float((mean_losses * weights.cpu().double()).sum()),
-        **{f"loss_{task}": float(v) for task, v in zip(TASKS, mean_losses, strict=True)},
-        **{f"accuracy_{task}": float(v) for task, v in zip(TASKS, accuracies, strict=True)},
+        "loss": loss,
+        **{f"{k}_{t}": v for k, values in named for t, v in zip(TASKS, values, strict=True)},
     }
 
 
@@ -248,7 +284,7 @@ def predict_batches(
     model: IGAENet,
     loader: Iterable[Item],
     *,
-    device: torch.device,
+    preprocessing: Preprocessing,
     amp: str,
     show_progress: bool = True,
 ) -> Iterator[tuple[Item, Tensor, dict[str, Tensor]]]:
@@ -257,36 +293,56 @@ def predict_batches(
     Args:
         model: put into evaluation mode.
         loader: batches of `Item`.
-        device: the model's.
-        amp: a key of `AMP_DTYPES`.
+        preprocessing: makes the model's input.
+        amp: a key of `compute.AMP_DTYPES`.
         show_progress: in a terminal; not where results are printed as they come.
     """
     model.eval()
     disable = None if show_progress else True  # None: where stderr is no terminal
     for batch in tqdm(loader, desc="predict", unit="batch", leave=False, disable=disable):
-        images, _ = to_device(batch, device)
-        with autocast(device, amp):
+        images, _ = preprocessing(batch)
+        with autocast(preprocessing.device, amp):
             embedding = model.embed(images)
             logits = model.classify(embedding)
-        if not all(values.isfinite().all() for values in logits.values()):
+        # one copy from the device, which also waits for it
+        columns = torch.cat([embedding.float(), *(logits[task].float() for task in TASKS)], dim=1)
+        widths = [embedding.shape[1], *(logits[task].shape[1] for task in TASKS)]
+        embedding, *parts = columns.cpu().split(widths, dim=1)
+        if not all(part.isfinite().all() for part in parts):
             raise UserError(
                 "the model's answers are not finite: its weights have diverged, or --amp fp16"
                 " overflows; take an earlier checkpoint, or --amp off"
             )
-        yield batch, embedding.float().cpu(), {t: v.float().cpu() for t, v in logits.items()}
+        yield batch, embedding, dict(zip(TASKS, parts, strict=True))
 
 
 def predict_split(
-    model: IGAENet, loader: Iterable[Item], *, device: torch.device, amp: str
+    model: IGAENet,
+    loader: DataLoader[Any],
+    *,
+    preprocessing: Preprocessing,
+    amp: str,
+    ranks: Ranks,
 ) -> Predictions:
-    """Return what the model says of all rows, once over the whole split."""
-    labels, embeddings, logits = [], [], []
-    for batch, embedding, batch_logits in predict_batches(model, loader, device=device, amp=amp):
-        labels.append(batch.labels.numpy())
-        embeddings.append(embedding.numpy())
-        logits.append(batch_logits)
+    """Return what the model says of all rows, once over the whole split, in every rank."""
+    columns: dict[str, list[np.ndarray]] = {}
+    for batch, embedding, logits in predict_batches(
+        model, loader, preprocessing=preprocessing, amp=amp, show_progress=ranks.is_first
+    ):
+        named = {
+            "row": torch.as_tensor(batch.row),
+            "labels": batch.labels,
+            "embedding": embedding,
+            **logits,
+        }
+        for name, values in named.items():
+            columns.setdefault(name, []).append(values.numpy())
+    mine = {name: np.concatenate(values) for name, values in columns.items()}
+    parts = [part for part in ranks.gather(mine) if part]  # more ranks than batches: empty ones
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(whole["row"])
     return Predictions(
-        np.concatenate(labels),
-        np.concatenate(embeddings),
-        {task: np.concatenate([part[task].numpy() for part in logits]) for task in TASKS},
+        whole["labels"][order],
+        whole["embedding"][order],
+        {task: whole[task][order] for task in TASKS},
     )

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 AMP_MODES = ("auto", "off", "bf16", "fp16")
+COMPILE_MODES = ("auto", "on", "off")
+CACHE_MODES = ("auto", "ram", "disk", "none")
+AUGMENT_MODES = ("auto", "photo", "batch")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 REQUIRED: Any = dataclasses.MISSING  # the default of a flag that must be given
@@ -20,9 +23,20 @@ REQUIRED: Any = dataclasses.MISSING  # the default of a flag that must be given
 Config = TypeVar("Config")
 
 
-def flag(default: Any, help_text: str, *, choices: Sequence[str] = (), nargs: int = 0) -> Any:
-    """Return a dataclass field that `parse_config` turns into a command-line flag."""
-    metadata = {"help": help_text, "choices": tuple(choices), "nargs": nargs}
+def flag(
+    default: Any,
+    help_text: str,
+    *,
+    choices: Sequence[str] = (),
+    nargs: int | str = 0,
+    metavar: str = "",
+) -> Any:
+    """Return a dataclass field that `config_parser` turns into a command-line flag.
+
+    `nargs` is of a field that is a tuple: how many values, or "+" for one or more. `metavar` is
+    what `--help` shows for the value; without it FILE of a path, else the type.
+    """
+    metadata = {"help": help_text, "choices": tuple(choices), "nargs": nargs, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -48,7 +62,8 @@ def config_parser(config_class: type, description: str | None) -> argparse.Argum
             if field.metadata["choices"]:
                 options["choices"] = field.metadata["choices"]
             else:
-                options["metavar"] = "FILE" if kind is Path else kind.__name__.upper()
+                plain = "FILE" if kind is Path else kind.__name__.upper()
+                options["metavar"] = field.metadata["metavar"] or plain
             if field.metadata["nargs"]:
                 options["nargs"] = field.metadata["nargs"]
         if field.default is REQUIRED:

@@ -182,9 +182,10 @@ def create_pretrained(backbone: Backbone, *, image_size: int, drop_path: float) 
         ModelError: the weights cannot be had; the message names the two ways to go on without.
     """
     options: dict[str, Any] = {"image_size": image_size, "drop_path": drop_path}
-    advice = "give --backbone_weights FILE, or --no-pretrained to train from scratch"
+    hub_id = facts(backbone.tag).get("hf_hub_id")
+    page = f"fetch model.safetensors from https://huggingface.co/{hub_id} and " if hub_id else ""
+    advice = f"{page}give --backbone_weights FILE, or --no-pretrained to train from scratch"
     if not hub_is_reachable():
-        hub_id = facts(create_timm_model(backbone, **options)).get("hf_hub_id")
         cached = try_to_load_from_cache(hub_id, "model.safetensors") if hub_id else None
         if not isinstance(cached, str):
             raise ModelError(f"ImageNet weights of {backbone.tag}: hub not reachable; {advice}")
@@ -268,6 +269,15 @@ def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) 
 # ----------------------------------------------------------------------------- the network
 
 
+def enable_grad_checkpointing(model: Any, name: str) -> None:
+    """Let a timm model keep fewer activations; it computes the others again."""
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        message = f"backbone {name} has no activation checkpointing; leave --grad_checkpointing out"
+        raise ModelError(message) from error
+
+
 class IGAENet(nn.Module):
     """A backbone whose pooled feature feeds one linear head per task.
 
@@ -279,6 +289,7 @@ class IGAENet(nn.Module):
         allow_partial_weights: let that file's names and shapes differ from the model's.
         image_size: side of the square images in pixels.
         drop_path: largest drop probability of a residual branch; None: as in `BACKBONES`.
+        grad_checkpointing: compute the backbone's activations twice rather than keep them.
 
     Raises:
         ModelError: no such backbone, size or weights; the message says what would do.
@@ -294,6 +305,7 @@ class IGAENet(nn.Module):
         allow_partial_weights: bool = False,
         image_size: int = 224,
         drop_path: float | None = None,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         chosen = find_backbone(backbone)
@@ -305,6 +317,8 @@ class IGAENet(nn.Module):
             load_backbone_weights(
                 self.backbone, backbone_weights, allow_partial=allow_partial_weights
             )
+        if grad_checkpointing:
+            enable_grad_checkpointing(self.backbone, backbone)
         body = take_norm_from_head(self.backbone)
         hidden = [layer.out_features for layer in body if isinstance(layer, nn.Linear)]
         self.heads = nn.ModuleDict(

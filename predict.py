@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
-from dataset_11k import TASKS, Item, open_photo
+from dataset_11k import TASKS, Item, open_photo, read_pixels
 from engine import Predictor, load_predictor, predict_batches
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from metrics import softmax
@@ -50,11 +50,15 @@ class PredictConfig:
     checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
     format: str = flag("json", "a JSON line or a CSV row per photo", choices=("json", "csv"))
     top_k: int = flag(3, "how many classes of each task to name, likeliest first")
-    output: Path | None = flag(None, "folder for the photos with their answers written below")
+    output: Path | None = flag(
+        None, "folder for the photos with their answers written below", metavar="DIR"
+    )
     batch_size: int = flag(32, "photos at once; changes no answer in float32")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to predict: cuda, then mps, then cpu", choices=DEVICES)
-    amp: str | None = flag(None, "mixed precision (default: as trained)", choices=AMP_MODES)
+    amp: str | None = flag(
+        None, "mixed precision; auto: see train.py (default: as trained)", choices=AMP_MODES
+    )
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -79,7 +83,7 @@ class PhotoFiles(Dataset[Item | str]):
 
     def __init__(self, paths: Sequence[Path], predictor: Predictor) -> None:
         self.paths = paths
-        self.transform, self.decode_size = predictor.transform, predictor.decode_size
+        self.side, self.decode_size = predictor.image_size, predictor.decode_size
 
     def __len__(self) -> int:
         """Return the number of photos."""
@@ -88,10 +92,10 @@ class PhotoFiles(Dataset[Item | str]):
     def __getitem__(self, place: int) -> Item | str:
         """Return the photo at a place of the list, or why it cannot be read."""
         try:
-            photo = open_photo(self.paths[place], self.decode_size)
+            photo = read_pixels(self.paths[place], self.side, self.decode_size)
         except UserError as error:
             return str(error)
-        return Item(self.transform(photo), torch.empty(0), place)
+        return Item(torch.from_numpy(np.array(photo)), torch.empty(0), place, torch.empty(0))
 
 
 def collate(members: Sequence[Item | str]) -> Batch:
@@ -100,8 +104,9 @@ def collate(members: Sequence[Item | str]) -> Batch:
     failures = [member for member in members if isinstance(member, str)]
     if not items:
         return Batch(None, failures)
-    images, labels, places = zip(*items, strict=True)
-    return Batch(Item(torch.stack(images), torch.stack(labels), torch.tensor(places)), failures)
+    images, labels, places, draws = zip(*items, strict=True)
+    batch = Item(torch.stack(images), torch.stack(labels), torch.tensor(places), torch.stack(draws))
+    return Batch(batch, failures)
 
 
 def find_photos(asked: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -156,7 +161,7 @@ def answers(
     for item, _, logits in predict_batches(
         predictor.model,
         readable(loader, failures),
-        device=predictor.device,
+        preprocessing=predictor.preprocessing,
         amp=predictor.amp,
         show_progress=False,
     ):
@@ -187,12 +192,15 @@ def write_annotated(photo: Path, answer: Mapping[str, Any], path: Path) -> None:
         for task in TASKS
     ]
     line_height = 28
-    sheet = Image.new("RGB", (ANNOTATED_WIDTH, height + line_height * len(lines) + 12), "white")
+    bottom = height + line_height * len(lines) + 6
+    sheet = Image.new("RGB", (ANNOTATED_WIDTH, bottom + 26), "white")
     sheet.paste(picture.resize((width, height)))
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
         place = (12, height + 6 + line_height * i)
         draw.text(place, line, fill="black", font=ImageFont.load_default(size=20))
+    small = ImageFont.load_default(size=13)
+    draw.text((12, bottom), "an estimate, no proof of identity", fill="black", font=small)
     with atomic_write(path) as temporary:
         sheet.save(temporary)
 

@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASKS = ("identity", "gender", "age")
+FORMATS = (".png", ".svg", ".pdf")
 FEW_CLASSES = 12  # up to here every cell of a confusion matrix has room for its count
 RIGHT, WRONG = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion
 GRID_COLUMNS = 5
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """Write a figure as PNG, all of it or nothing."""
+    """Write a figure in the format of the path's suffix, all of it or nothing."""
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
+        figure.savefig(temporary, dpi=dpi)
 
 
 # ----------------------------------------------------------------------------- confusion
@@ -66,7 +67,7 @@ def plot_confusion(
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(shown) <= FEW_CLASSES
     side = 2.6 + 0.75 * len(shown) if few else max(8.0, 2.5 + 0.105 * len(shown))
-    figure = Figure(figsize=(side + (0.8 if few else 3.6), side), layout="constrained")
+    figure = Figure(figsize=(side + (0.8 if few else 3.6), side), layout="compressed")
     if few:
         axes = figure.subplots()
         annotate_cells(axes, counts, shares)
@@ -81,7 +82,8 @@ def plot_confusion(
     axes.set_xlabel(f"predicted {task}")
     axes.set_ylabel(f"true {task}")
     right = int(np.trace(counts))
-    axes.set_title(f"{task}: {right} of {len(true)} photos right, {len(shown)} classes", loc="left")
+    title = f"{task}: {right} of {len(true)} photos right"
+    axes.set_title(f"{title}\n{len(shown)} of {len(names)} classes occur", loc="left")
     figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class's photos")
     save_figure(figure, path)
 
@@ -142,8 +144,8 @@ def choose_rows(table: pd.DataFrame, seed: int = 0) -> ChosenRows:
     n_random = min(2 * GRID_COLUMNS, len(table))
     random = np.random.default_rng(seed).choice(len(table), n_random, replace=False)
     wrong = np.stack([table[f"{t}_true"] != table[f"{t}_pred"] for t in TASKS], axis=1)
-    doubt = np.stack([table[f"{t}_prob"] for t in TASKS], axis=1)
-    confidence = np.where(wrong, doubt, 0).max(axis=1)
+    probability = np.stack([table[f"{t}_prob"] for t in TASKS], axis=1)
+    confidence = np.where(wrong, probability, 0).max(axis=1)
     order = np.argsort(-confidence, kind="stable")[:GRID_COLUMNS]
     return ChosenRows(sorted(random.tolist()), [int(i) for i in order if confidence[i] > 0])
 
@@ -175,7 +177,7 @@ def plot_sample_grid(
     places += [(n_random_lines, i) for i in range(len(chosen.mistakes))]
     for place, row, photo in zip(places, rows, photos, strict=True):
         show_photo(axes[place], table.iloc[row], photo)
-    axes[0, 0].set_title("drawn at random", loc="left", fontsize=11, fontweight="bold")
+    axes[0, 0].set_title("chosen at random", loc="left", fontsize=11, fontweight="bold")
     if chosen.mistakes:
         axes[n_random_lines, 0].set_title(
             "most confident mistakes", loc="left", fontsize=11, fontweight="bold"
@@ -283,7 +285,13 @@ def plot_architecture(path: Path) -> None:
 class ReportConfig:
     """What report.py is asked for."""
 
-    architecture: Path = flag(REQUIRED, "PNG to draw the network into")
+    architecture: Path = flag(REQUIRED, f"picture to draw the network into: {', '.join(FORMATS)}")
+
+    def __post_init__(self) -> None:
+        """Refuse other formats."""
+        if self.architecture.suffix not in FORMATS:
+            formats = " or ".join(FORMATS)
+            raise ValueError(f"--architecture {self.architecture}: give a {formats} file")
 
 
 @one_line_errors

@@ -6,14 +6,22 @@ import json
 import os
 import re
 import shutil
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from utils import CHECKPOINT_KEYS, UserError, atomic_write, load_checkpoint
+from utils import CHECKPOINT_KEYS, UserError, atomic_write, load_checkpoint, lock_file
 
 PIN_EVERY = 10  # epochs; the checkpoints of these stay
+RUN_KEYS = {"config", "resolved", "label_space", "fingerprints"}  # of config.json
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse a folder for a new run that holds something already."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"--run_dir {folder} is in use; give a new folder, or --resume {folder} to go on"
+        )
 
 
 def make_run_dir(asked: Path | None) -> Path:
@@ -25,10 +33,7 @@ def make_run_dir(asked: Path | None) -> Path:
     try:
         if asked is not None:
             asked.mkdir(parents=True, exist_ok=True)
-            if any(asked.iterdir()):
-                raise UserError(
-                    f"--run_dir {asked} is in use; give a new folder, or --resume {asked} to go on"
-                )
+            check_unused(asked)
             return asked
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         for n in range(1, 1000):
@@ -49,20 +54,10 @@ def lock_run(run_dir: Path) -> IO[str]:
     Raises:
         UserError: another process trains in the folder.
     """
-    file = (run_dir / ".lock").open("w")
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader workers
+        return lock_file(run_dir / ".lock", wait=False)
     except OSError as error:
-        file.close()
         raise UserError(f"another process trains in {run_dir}; wait for it, or stop it") from error
-    return file
 
 
 def checkpoints_of(run_dir: Path) -> dict[tuple[int, bool], Path]:
@@ -76,7 +71,7 @@ def checkpoints_of(run_dir: Path) -> dict[tuple[int, bool], Path]:
 
 
 def tidy_checkpoints(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
-    """Bring the folder to what its last checkpoint says, whatever a kill left undone.
+    """Leave of the checkpoints those that stay, once there is a `-best`.
 
     Kept: the checkpoint of `epoch`, those of every tenth epoch, and one `-best`.
     """
@@ -95,6 +90,21 @@ def tidy_checkpoints(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
             path.unlink()
 
 
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """Return the checkpoint of the latest epoch."""
+    found = checkpoints_of(run_dir)
+    return found[max(found)] if found else None
+
+
+def tidy_run(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
+    """Bring the folder to what its last checkpoint says, whatever a kill left undone."""
+    if epoch:
+        tidy_checkpoints(run_dir, epoch=epoch, best_epoch=best_epoch)
+    for unfinished in run_dir.glob(".*.tmp*"):
+        unfinished.unlink()
+    cut_metrics(run_dir / "metrics.jsonl", epoch)
+
+
 def read_run(run_dir: Path) -> dict[str, Any]:
     """Return what describes a run: its folder's config.json, or a checkpoint's copy of that.
 
@@ -106,7 +116,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict) or not {"config", "resolved"} <= stored.keys():
+        if not isinstance(stored, dict) or not stored.keys() >= RUN_KEYS:
             raise ValueError("it describes no run")
         return stored
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of train.py: every photo of a split once, every score over the whole set.
+r"""Evaluate a checkpoint of train.py: every photo of a split once, every score over the whole set.
 
     python test.py --attributes_file ./11k/sub_dataset/dorsal_dr.csv \
         --checkpoint ./checkpoints/<run>/checkpoint-000030-best.pth
@@ -25,6 +25,7 @@ from dataset_11k import (
     TASKS,
     HandsDataset,
     LabelSpace,
+    SplitFiles,
     build_loader,
     check_photos,
     class_names,
@@ -32,10 +33,12 @@ from dataset_11k import (
     locate,
     open_photo,
     read_rows,
+    say_who_is_known,
 )
 from engine import Predictions, Predictor, load_predictor, predict_split
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from metrics import label_measures, softmax
+from ranks import Ranks
 from report import choose_rows, plot_confusion, plot_sample_grid
 from utils import (
     CHECKPOINT_KEYS,
@@ -64,7 +67,9 @@ class EvalConfig:
     batch_size: int = flag(64, "photos at once; changes no score in float32")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to evaluate: cuda, then mps, then cpu", choices=DEVICES)
-    amp: str | None = flag(None, "mixed precision (default: as trained)", choices=AMP_MODES)
+    amp: str | None = flag(
+        None, "mixed precision; auto: see train.py (default: as trained)", choices=AMP_MODES
+    )
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -96,6 +101,29 @@ def check_people(
             f" {len(fewer)} only in the checkpoint ({', '.join(fewer[:3]) or 'none'});"
             " give the file that train.py was given"
         )
+
+
+def say_what_was_seen(
+    state: Mapping[str, Any], rows: pd.DataFrame, files: SplitFiles, split: str
+) -> str:
+    """Return what of the rows was trained on, or chose the checkpoint's epoch."""
+    if split == "train":
+        return "these photos were trained on: the scores say what was memorised, and no more"
+    said = []
+    train_csv = files.split("train")
+    if train_csv.is_file():
+        trained = read_rows(train_csv)
+        if fingerprint(trained) == state["fingerprints"]["train"]:
+            said.append(say_who_is_known(rows, trained, split))
+    if chose_epoch(state, split):
+        same = fingerprint(rows) == state["fingerprints"][split]
+        said.append(f"{'the same' if same else 'val'} photos chose the epoch")
+    return "; ".join(said)
+
+
+def chose_epoch(state: Mapping[str, Any], split: str) -> bool:
+    """Return whether the checkpoint is of the epoch that was best on the split."""
+    return split == "val" and state["best"]["epoch"] == state["epoch"]
 
 
 def predicted_classes(predictions: Predictions, space: LabelSpace) -> pd.DataFrame:
@@ -140,13 +168,19 @@ def predict(
         rows,
         photos,
         predictor.label_space,
-        transform=predictor.transform,
+        side=predictor.image_size,
         decode_size=predictor.decode_size,
     )
     loader = build_loader(
         dataset, batch_size=config.batch_size, num_workers=config.num_workers, shuffle=False
     )
-    return predict_split(predictor.model, loader, device=predictor.device, amp=predictor.amp)
+    return predict_split(
+        predictor.model,
+        loader,
+        preprocessing=predictor.preprocessing,
+        amp=predictor.amp,
+        ranks=Ranks(0, 1, predictor.device),
+    )
 
 
 def measure(predictions: Predictions) -> dict[str, dict[str, Any]]:
@@ -187,8 +221,8 @@ def plot_results(
     plot_sample_grid(table, chosen, pictures, path=folder / "sample_grid.png")
 
 
-def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame) -> None:
-    """Print accuracies and a classification report per task."""
+def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame, seen: str) -> None:
+    """Print accuracies and a classification report per task, and what of it was `seen` before."""
     print(
         f"{metrics['n_images']} photos of {metrics['n_people']} people, {metrics['aspect']}"
         f" {metrics['split']}, protocol {metrics['protocol']}, epoch {metrics['epoch']}"
@@ -203,13 +237,8 @@ def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame) -> None:
             f"{task:10}{values['accuracy']:8.4f}  {values['balanced_accuracy']:17.4f}"
             f"  {values['macro_f1']:8.4f}  {values['batch_mean_balanced_accuracy']:14.4f}"
         )
-    if metrics["split"] == "train":
-        print("\nThese photos were trained on: the scores say what was memorised, and no more.")
-    if metrics["selected_on_reported_split"]:
-        print(
-            "\nThese photos also chose the epoch, and most people are in the training photos too:"
-            " the scores say how well known hands are recognised, not how well strangers' are read."
-        )
+    if seen:
+        print(f"\n{seen}")
 
 
 @one_line_errors
@@ -234,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             " was trained on",
             source,
         )
+    seen = say_what_was_seen(state, rows, files, config.split)
     predictor = load_predictor(
         state, device=config.device, amp=config.amp, batch_size=config.batch_size
     )
@@ -245,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "aspect": files.aspect,
         "split": config.split,
         "split_as_at_training": unchanged,
-        "selected_on_reported_split": files.protocol == "paper" and config.split == "val",
+        "selected_on_reported_split": chose_epoch(state, config.split),
         "backbone": state["config"]["backbone"],
         "checkpoint": config.checkpoint.name,
         "epoch": state["epoch"],
@@ -260,8 +290,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = config.checkpoint.with_name(f"{config.checkpoint.stem}-{files.aspect}-{config.split}")
     write_results(folder, metrics, table, prediction_arrays(predictions, space))
     plot_results(folder, table, space, [files.photos / name for name in rows["name"]])
-    print_scores(metrics, table)
+    print_scores(metrics, table, seen)
     print(f"\nwrote {folder}")
+    print(f"ask about other photos: python predict.py --checkpoint {config.checkpoint} PHOTO")
     return 0
 
 

@@ -21,42 +21,61 @@ from typing import IO, Any
 
 import pandas as pd
 import torch
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from compute import Shape, check_amp, compile_backbone, resolve_compute
 from dataset_11k import (
-    PROTOCOLS,
     SPLITS,
     TASKS,
+    Augmentation,
     HandsDataset,
     LabelSpace,
+    advise,
     build_loader,
-    build_transform,
     check_photos,
     fingerprint,
     locate,
     read_rows,
     resize_size,
+    say_who_is_known,
     warn_of_odd_ages,
 )
 from engine import (
+    Predictions,
+    Preprocessing,
+    Recipe,
     build_model,
     check_backbone,
     predict_split,
-    resolve_amp,
     task_losses,
     train_one_epoch,
 )
-from flags import AMP_MODES, DEVICES, build_config, config_parser, config_to_json, flag
+from flags import (
+    AMP_MODES,
+    AUGMENT_MODES,
+    CACHE_MODES,
+    COMPILE_MODES,
+    DEVICES,
+    build_config,
+    config_parser,
+    config_to_json,
+    flag,
+)
 from metrics import balanced_accuracy
-from model import IGAENet, find_backbone, parameter_groups
+from model import BACKBONES, IGAENet, find_backbone, parameter_groups
+from photo_cache import attach_cache, keep_on_device
+from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
 from run_folder import (
-    checkpoints_of,
-    cut_metrics,
+    check_unused,
+    last_checkpoint,
     lock_run,
     make_run_dir,
     read_run,
     tidy_checkpoints,
+    tidy_run,
 )
 from utils import (
     CHECKPOINT_KEYS,
@@ -77,7 +96,13 @@ from utils import (
 )
 
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
-FREE_ON_RESUME = ("N_epochs", "device", "num_workers", "resume", "run_dir")
+DECODE_MARGIN = 2  # the JPEG decoder leaves at least this many times the resize's target
+MOMENTUM = 0.9  # of SGD, as published
+# The data's place may change: its rows are known by their fingerprints.
+FREE_ON_RESUME = (
+    *("attributes_file", "cache", "cache_dir", "N_epochs", "device", "num_workers"),
+    *("resume", "run_dir"),
+)
 # What an evaluation during training scores, once over the whole val split.
 VAL_SCORES = (*(f"balanced_accuracy_{task}" for task in TASKS), "mean_balanced_accuracy")
 
@@ -91,9 +116,9 @@ class TrainConfig:
 
     attributes_file: Path = flag(Path("./11k/sub_dataset/dorsal_dr.csv"), "CSV of the hand aspect")
     protocol: str = flag(
-        "paper", "split to train on, as in dataset_11k_split.py", choices=PROTOCOLS
+        "paper", "split to train on, as in dataset_11k_split.py", choices=("paper",)
     )
-    backbone: str = flag("swin_t", "resnet50, densenet121, convnext_t, vit_b_16, swin_t, maxvit_t or any timm model")  # fmt: skip  # noqa: E501
+    backbone: str = flag("swin_t", f"{', '.join(BACKBONES)} or any timm model")
     pretrained: bool = flag(True, "start from timm's ImageNet weights")
     backbone_weights: Path | None = flag(None, "start from this .pth or .safetensors file instead")
     allow_partial_weights: bool = flag(False, "load of --backbone_weights what fits")
@@ -118,21 +143,49 @@ class TrainConfig:
     deterministic: bool = flag(
         False, "deterministic algorithms on the GPU too (the CPU's always are)"
     )
-    amp: str = flag("auto", "mixed precision", choices=AMP_MODES)
+    ema: float | None = flag(
+        None, "decay of a moving average of the weights, which is then what is evaluated"
+    )
+    clip_grad: float | None = flag(None, "largest norm of the gradients")
+    accumulate: int = flag(
+        1, "parts that a batch is taken in, one after the other: less memory, the same step"
+    )
+    grad_checkpointing: bool = flag(False, "compute activations twice rather than keep them")
+    sync_bn: bool = flag(False, "batch norm over the batch of all GPUs, not of each")
+    amp: str = flag(
+        "auto",
+        "mixed precision; auto: on CUDA bf16 (old cards: fp16), on a CPU bf16 if a trial is faster",
+        choices=AMP_MODES,
+    )
+    compile: str = flag(
+        "auto", "compile the model; auto: where a trial shows that it pays", choices=COMPILE_MODES
+    )
+    cache: str = flag(
+        "auto", "keep decoded photos; auto: on disk, else in memory", choices=CACHE_MODES
+    )
+    cache_dir: Path | None = flag(
+        None, "folder of the cache on disk (default: <root>/cache)", metavar="DIR"
+    )
+    augment: str = flag(
+        "auto", "by photo, or by batch on the device; auto: by batch on CUDA", choices=AUGMENT_MODES
+    )
     device: str = flag("auto", "where to train: cuda, then mps, then cpu", choices=DEVICES)
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
-    run_dir: Path | None = flag(None, "folder of the run (default: checkpoints/<time>)")
+    run_dir: Path | None = flag(
+        None, "folder of the run (default: checkpoints/<time>)", metavar="DIR"
+    )
     resume: Path | None = flag(
-        None, "continue the run in this folder, or that a checkpoint alone in a folder is of"
+        None, "folder of the run to go on with; a checkpoint in it will do", metavar="DIR"
     )
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and flags that contradict each other."""
-        positive = ("image_size", "lr", "batch_size", "N_epochs", "eval_every")
+        positive = ("image_size", "lr", "batch_size", "N_epochs", "eval_every", "accumulate")
         not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed", "num_workers")
         if self.image_size > MAX_IMAGE_SIZE:
             raise ValueError(f"--image_size must be at most {MAX_IMAGE_SIZE}")
         shares = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
+        shares["ema"] = 0.99999
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a number above 0, not {getattr(self, name)}")
@@ -142,6 +195,12 @@ class TrainConfig:
         for name, most in shares.items():
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise ValueError(f"--{name} must be in [0, {most:g}], not {getattr(self, name)}")
+        if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
+            raise ValueError(f"--clip_grad must be a number above 0, not {self.clip_grad}")
+        if self.accumulate > self.batch_size:
+            raise ValueError("--accumulate must be at most --batch_size")
+        if self.cache_dir and self.cache in ("none", "ram"):
+            raise ValueError(f"--cache_dir has no effect with --cache {self.cache}")
         if self.seed >= 2**64:
             raise ValueError(f"--seed must be below 2**64, not {self.seed}")
         if not (all(w >= 0 for w in self.loss_weights) and 0 < sum(self.loss_weights) < math.inf):
@@ -159,6 +218,8 @@ class Resolved:
     """What `auto` and the defaults came to: decided once, kept for resume and test."""
 
     amp: str
+    compile: bool
+    by_batch: bool  # as in dataset_11k.Augmentation
     drop_path: float
     warmup_epochs: int
     mean: tuple[float, ...]
@@ -201,11 +262,10 @@ def learning_rate(epoch: int, *, base: float, warmup: bool, warmup_epochs: int) 
 def build_optimizer(model: IGAENet, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the published optimiser; `set_learning_rate` gives each epoch its rate."""
     groups = parameter_groups(model, backbone_scale=config.backbone_lr_scale)
+    rates: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-    )
+        return torch.optim.Adam(groups, **rates)
+    return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, **rates)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -214,18 +274,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def checkpoint_bytes(model: IGAENet, optimizer: str) -> int:
+def checkpoint_bytes(model: IGAENet, config: TrainConfig) -> int:
     """Return about how many bytes a checkpoint takes: weights and the optimiser's moments."""
-    copies = {"adam": 3, "sgd": 2}[optimizer]
+    copies = {"adam": 3, "sgd": 2}[config.optimizer] + (config.ema is not None)
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     return copies * parameters + sum(b.numel() * b.element_size() for b in model.buffers())
 
 
-def evaluate(
-    model: IGAENet, loader: DataLoader[Any], *, device: torch.device, amp: str, config: TrainConfig
-) -> dict[str, float]:
+def val_scores(predictions: Predictions, config: TrainConfig) -> dict[str, float]:
     """Return loss and balanced accuracies, each scored once over the whole split."""
-    predictions = predict_split(model, loader, device=device, amp=amp)
     logits = {task: torch.from_numpy(values) for task, values in predictions.logits.items()}
     losses = task_losses(logits, torch.from_numpy(predictions.labels), config.label_smoothing)
     if not losses.isfinite().all():
@@ -252,6 +309,7 @@ def read_data(config: TrainConfig) -> Data:
     rows = {split: read_rows(files.split(split)) for split in SPLITS}
     everyone = read_rows(config.attributes_file)
     warn_of_odd_ages(everyone, config.attributes_file)
+    again = "run dataset_11k_split.py again"
     for split, part in rows.items():
         source = files.split(split)
         if part.empty:
@@ -260,14 +318,15 @@ def read_data(config: TrainConfig) -> Data:
         if len(strangers):
             raise UserError(
                 f"{source}: {strangers['name'].iloc[0]} shows {strangers['id'].iloc[0]}, who is"
-                f" not in {config.attributes_file}; run dataset_11k_split.py again"
+                f" not in {config.attributes_file}; "
+                + advise(source, again, by_hand="add the row there")
             )
         check_photos(part, files.photos, source)
     both = rows["val"][rows["val"]["name"].isin(rows["train"]["name"])]
     if len(both):
         raise UserError(
-            f"{both['name'].iloc[0]} is in train.csv and in val.csv of {files.aspect};"
-            " run dataset_11k_split.py again"
+            f"{both['name'].iloc[0]} is in train.csv and in val.csv of {files.aspect}; "
+            + advise(files.photos, again, by_hand="delete one of the rows")
         )
     unseen = rows["val"][~rows["val"]["id"].isin(rows["train"]["id"])]
     counts = ", ".join(f"{len(part)} {split}" for split, part in rows.items())
@@ -281,37 +340,38 @@ def read_data(config: TrainConfig) -> Data:
 
 
 def build_loaders(
-    config: TrainConfig, resolved: Resolved, data: Data, *, pin_memory: bool
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Return the loaders of train (shuffled, augmented) and val (in CSV order)."""
-    loaders = []
-    for split in SPLITS:
+    config: TrainConfig, resolved: Resolved, data: Data, ranks: Ranks
+) -> dict[str, DataLoader[Any]]:
+    """Return the loaders of train (shuffled, augmented) and val (in CSV order), photos cached."""
+    augmentation = Augmentation(
+        config.image_size, flip=config.flip, jitter=config.jitter, by_batch=resolved.by_batch
+    )
+    loaders = {}
+    for split, rows in data.rows.items():
         train = split == "train"
-        transform = build_transform(
-            train=train,
-            image_size=config.image_size,
-            mean=resolved.mean,
-            std=resolved.std,
-            flip=config.flip,
-            jitter=config.jitter,
-        )
         dataset = HandsDataset(
-            data.rows[split],
+            rows,
             data.folder,
             data.label_space,
-            transform=transform,
+            side=resize_size(config.image_size) if train else config.image_size,
             decode_size=resolved.decode_size,
+            augmentation=augmentation if train else None,
         )
-        loader = build_loader(
+        folder = config.cache_dir or data.folder.parent / "cache"
+        attach_cache(dataset, config.cache, folder=folder, num_workers=config.num_workers)
+        if resolved.by_batch or not train:
+            keep_on_device(dataset, ranks.device)
+        loaders[split] = build_loader(
             dataset,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size if train else max(1, config.batch_size // ranks.count),
             num_workers=config.num_workers,
             shuffle=train,
             seed=config.seed,
-            pin_memory=pin_memory,
+            rank=ranks.rank,
+            n_ranks=ranks.count,
+            pin_memory=ranks.device.type == "cuda",
         )
-        loaders.append(loader)
-    return loaders[0], loaders[1]
+    return loaders
 
 
 # ----------------------------------------------------------------------------- resuming
@@ -328,6 +388,12 @@ def config_of_run(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[s
                 " start a new run"
             )
     hints = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    unknown = stored.keys() - hints.keys()
+    if unknown:
+        raise UserError(
+            f"the run's configuration has {', '.join(sorted(unknown))}, unknown to this version;"
+            " go on with the version that began it"
+        )
     values = {
         name: Path(value) if value is not None and "Path" in str(hints[name]) else value
         for name, value in stored.items()
@@ -335,9 +401,21 @@ def config_of_run(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[s
     return {**values, **{k: v for k, v in given.items() if k in FREE_ON_RESUME}}
 
 
-def announce_changes(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Log what differs from the machine the run began on: exact equality holds no longer."""
-    changes = [f"{k} {stored.get(k)} -> {v}" for k, v in current.items() if stored.get(k) != v]
+def read_resolved(stored: Mapping[str, Any]) -> Resolved:
+    """Return what a run decided at its start."""
+    try:
+        return Resolved(**stored)
+    except TypeError as error:
+        raise UserError(
+            f"the run was begun by another version ({error}); go on with that one, or start anew"
+        ) from error
+
+
+def announce_changes(stored: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Log what differs from the machine and code the run began with: it ends a little otherwise."""
+    before = {**stored.get("environment", {}), "commit": stored.get("commit")}
+    now = {**facts["environment"], "commit": facts["commit"]}
+    changes = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
     if changes:
         logger.warning(
             "resumed elsewhere than begun (%s): the weights will not equal an uninterrupted run's",
@@ -357,7 +435,8 @@ class Run:
     model: IGAENet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    lock: IO[str]  # held while the run is
+    lock: IO[str] | None  # held by the first rank while the run is
+    ema: ModelEmaV3 | None = None
     epoch: int = 0  # the last one finished
     best_epoch: int = 0
     best_score: float = -1.0
@@ -369,34 +448,44 @@ class Run:
             "epoch": self.epoch,
             "best": {"epoch": self.best_epoch, "score": self.best_score},
             "metrics": dict(record),
-            "model": self.model.state_dict(),
+            "model": self.evaluated.state_dict(),
+            "trained": self.model.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
         save_checkpoint(self.folder / f"checkpoint-{self.epoch:06d}.pth", state)
         tidy_checkpoints(self.folder, epoch=self.epoch, best_epoch=self.best_epoch)
 
-    def restore(self) -> None:
+    @property
+    def evaluated(self) -> IGAENet:
+        """The model whose answers count: the moving average where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def average(self) -> None:
+        """Move the average of the weights, where there is one, after a step."""
+        if self.ema:
+            self.ema.update(self.model)
+
+    def restore(self, ranks: Ranks) -> None:
         """Go back to the folder's last checkpoint, or to the start where there is none.
 
         Raises:
             UserError: that checkpoint is damaged, or of another run.
         """
-        found = checkpoints_of(self.folder)
-        if found:
-            path = found[max(found)]
+        path = last_checkpoint(self.folder)
+        if path:
             state = load_checkpoint(path, CHECKPOINT_KEYS)
             if any(state[key] != self.facts[key] for key in ("label_space", "fingerprints")):
                 raise UserError(f"{path} is of another run than {self.folder}; take it away")
-            self.model.load_state_dict(state["model"])
+            self.evaluated.load_state_dict(state["model"])
+            if self.ema:
+                self.model.load_state_dict(state["trained"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.epoch = state["epoch"]
             self.best_epoch, self.best_score = state["best"]["epoch"], state["best"]["score"]
-            tidy_checkpoints(self.folder, epoch=self.epoch, best_epoch=self.best_epoch)
-        for unfinished in self.folder.glob(".*.tmp*"):
-            unfinished.unlink()
-        cut_metrics(self.folder / "metrics.jsonl", self.epoch)
+        if ranks.is_first:
+            tidy_run(self.folder, epoch=self.epoch, best_epoch=self.best_epoch)
 
     @property
     def best_checkpoint(self) -> Path:
@@ -404,34 +493,60 @@ class Run:
         return self.folder / f"checkpoint-{self.best_epoch:06d}-best.pth"
 
 
-def build_run_model(config: TrainConfig, data: Data, drop_path: float, *, fresh: bool) -> IGAENet:
-    """Return the model; one that is not `fresh` gets its weights from a checkpoint."""
+def build_run_model(
+    config: TrainConfig, data: Data, drop_path: float, ranks: Ranks, *, fresh: bool
+) -> IGAENet:
+    """Return the model on its device; if not `fresh`, a checkpoint will give it its weights."""
     seed_everything(config.seed, 0)
-    return build_model(
+    fetch = fresh and ranks.is_first  # the other ranks get the first one's weights
+    model = build_model(
         config.backbone,
         data.label_space.sizes,
-        pretrained=config.pretrained and fresh,
-        backbone_weights=config.backbone_weights if fresh else None,
+        pretrained=config.pretrained and fetch,
+        backbone_weights=config.backbone_weights if fetch else None,
         allow_partial_weights=config.allow_partial_weights,
         image_size=config.image_size,
         drop_path=drop_path,
+        grad_checkpointing=config.grad_checkpointing,
     )
+    if config.sync_bn and ranks.device.type != "cuda":
+        raise UserError(f"--sync_bn needs CUDA, not {ranks.device.type}; leave it out")
+    if config.sync_bn:
+        model = convert_sync_batchnorm(model)
+    model = model.to(ranks.device).to(memory_format=torch.channels_last)
+    ranks.copy_from_first(model)
+    return model
+
+
+def step_shape(config: TrainConfig, ranks: Ranks) -> Shape:
+    """Return what a rank computes at once."""
+    if config.batch_size % ranks.count:
+        raise UserError(
+            f"--batch_size {config.batch_size} cannot be divided among {ranks.count} processes"
+        )
+    return Shape(math.ceil(config.batch_size / ranks.count / config.accumulate), config.image_size)
 
 
 def resolve(
-    config: TrainConfig, model: IGAENet, device: torch.device, drop_path: float
+    config: TrainConfig, data: Data, model: IGAENet, drop_path: float, ranks: Ranks
 ) -> Resolved:
-    """Decide once what the configuration leaves open."""
-    amp = resolve_amp(
-        config.amp, model, device, batch_size=config.batch_size, image_size=config.image_size
+    """Decide once what the configuration leaves open; a model that gains by it is compiled."""
+    n_steps = config.N_epochs * math.ceil(len(data.rows["train"]) / config.batch_size)
+    amp, compiled = resolve_compute(
+        *(config.amp, config.compile, model, ranks.device),
+        step_shape(config, ranks),
+        n_steps * config.accumulate,
     )
+    on_cuda = ranks.device.type == "cuda"
     return Resolved(
         amp=amp,
+        compile=compiled,
+        by_batch=on_cuda if config.augment == "auto" else config.augment == "batch",
         drop_path=drop_path,
         warmup_epochs=warmup_epochs(config.N_epochs),
         mean=model.mean,
         std=model.std,
-        decode_size=resize_size(config.image_size) if config.fast_decode else 0,
+        decode_size=DECODE_MARGIN * resize_size(config.image_size) if config.fast_decode else 0,
     )
 
 
@@ -446,97 +561,110 @@ def check_resumable(stored: Mapping[str, Any], facts: Mapping[str, Any], folder:
 
 
 def prepare_run(
-    config: TrainConfig, data: Data, device: torch.device, stored: Mapping[str, Any] | None
+    config: TrainConfig, data: Data, ranks: Ranks, stored: Mapping[str, Any] | None
 ) -> tuple[Run, Resolved]:
     """Build the model and the run's folder, or take up those of the run that `stored` describes."""
     facts: dict[str, Any] = {
         "aspect": config.attributes_file.stem,
         "label_space": data.label_space.to_json(),
         "fingerprints": data.fingerprints,
-        "environment": describe_environment(device),
+        "environment": {**describe_environment(ranks.device), "ranks": ranks.count},
         "commit": git_commit(),
     }
     if stored and config.resume:
         check_resumable(stored, facts, config.resume)
-        drop_path = stored["resolved"]["drop_path"]
-        fresh = not checkpoints_of(config.resume)
+    fresh = not (config.resume and last_checkpoint(config.resume))
+    drop_path = find_backbone(config.backbone).drop_path
+    drop_path = drop_path if config.drop_path is None else config.drop_path
+    model = build_run_model(config, data, drop_path, ranks, fresh=fresh)
+    if stored:
+        resolved = read_resolved(stored["resolved"])
+        check_amp(resolved.amp, ranks.device)
     else:
-        chosen = find_backbone(config.backbone)
-        drop_path = chosen.drop_path if config.drop_path is None else config.drop_path
-        fresh = True
-    model = build_run_model(config, data, drop_path, fresh=fresh)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    resolved = (
-        Resolved(**stored["resolved"]) if stored else resolve(config, model, device, drop_path)
-    )
-    amp = resolve_amp(
-        resolved.amp, model, device, batch_size=config.batch_size, image_size=config.image_size
-    )
+        resolved = ranks.share(lambda: resolve(config, data, model, drop_path, ranks))
+    if resolved.compile and (stored or not ranks.is_first):
+        compile_backbone(model, ranks.device, resolved.amp, step_shape(config, ranks))
     kept = {**config_to_json(config), "run_dir": None, "resume": None}
     facts |= {"config": kept, "resolved": config_to_json(resolved)}
-    folder = config.resume or make_run_dir(config.run_dir)
+    folder = config.resume or ranks.share(lambda: make_run_dir(config.run_dir))
     run = Run(
         folder=folder,
         facts=facts,
         model=model,
         optimizer=build_optimizer(model, config),
-        scaler=torch.amp.GradScaler(device.type, enabled=amp == "fp16"),
-        lock=lock_run(folder),
+        scaler=torch.amp.GradScaler(ranks.device.type, enabled=resolved.amp == "fp16"),
+        lock=lock_run(folder) if ranks.is_first else None,
+        ema=None if config.ema is None else ModelEmaV3(model, decay=config.ema),
     )
-    setup_logging(run.folder / "train.log")
+    setup_logging(run.folder / "train.log" if ranks.is_first else None, quiet=not ranks.is_first)
     if stored:
-        announce_changes(stored["environment"], facts["environment"])
-    run.restore()
-    if run.epoch < config.N_epochs:  # a finished run stays as it is described
+        announce_changes(stored, facts)
+    run.restore(ranks)
+    if ranks.is_first and run.epoch < config.N_epochs:  # a finished run stays as it is described
         write_json(run.folder / "config.json", facts)
     return run, resolved
 
 
-def train(
-    run: Run, config: TrainConfig, resolved: Resolved, data: Data, device: torch.device
-) -> None:
+def train(run: Run, config: TrainConfig, resolved: Resolved, data: Data, ranks: Ranks) -> None:
     """Train until the last epoch is done, a checkpoint and a line of metrics.jsonl each."""
-    train_loader, val_loader = build_loaders(
-        config, resolved, data, pin_memory=device.type == "cuda"
+    loaders = build_loaders(config, resolved, data, ranks)
+    sampler: Any = loaders["train"].batch_sampler
+    model = ranks.together(run.model)
+    recipe = Recipe(
+        amp=resolved.amp,
+        loss_weights=config.loss_weights,
+        label_smoothing=config.label_smoothing,
+        parts=config.accumulate,
+        clip_grad=config.clip_grad,
     )
-    sampler: Any = train_loader.sampler
-    board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.epoch + 1)
+    dataset: Any = loaders["train"].dataset
+    normalisation = (ranks.device, resolved.mean, resolved.std)
+    board = None
+    if ranks.is_first:
+        board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.epoch + 1)
     for epoch in range(run.epoch + 1, config.N_epochs + 1):
         start = time.perf_counter()
-        seed_everything(config.seed, epoch)
+        seed_everything(config.seed, epoch, *([ranks.rank] if ranks.rank else []))
         lr = learning_rate(
             epoch, base=config.lr, warmup=config.warmup, warmup_epochs=resolved.warmup_epochs
         )
         set_learning_rate(run.optimizer, lr)
         sampler.set_epoch(epoch)
         trained = train_one_epoch(
-            run.model,
-            train_loader,
+            model,
+            loaders["train"],
             run.optimizer,
+            recipe=recipe,
+            preprocessing=Preprocessing(*normalisation, dataset.augmentation),
             scaler=run.scaler,
-            device=device,
-            amp=resolved.amp,
-            loss_weights=config.loss_weights,
-            label_smoothing=config.label_smoothing,
+            ranks=ranks,
             epoch=epoch,
+            after_step=run.average,
         )
         scores: dict[str, float] = {}
         if epoch % config.eval_every == 0 or epoch == config.N_epochs:
-            scores = evaluate(run.model, val_loader, device=device, amp=resolved.amp, config=config)
-        record = {
-            "epoch": epoch,
-            "lr": lr,
-            "seconds": round(time.perf_counter() - start, 3),
-            **{f"train_{name}": value for name, value in trained.items()},
-            **{f"val_{name}": scores.get(name) for name in ("loss", *VAL_SCORES)},
-        }
+            predictions = predict_split(
+                run.evaluated,
+                loaders["val"],
+                preprocessing=Preprocessing(*normalisation),
+                amp=resolved.amp,
+                ranks=ranks,
+            )
+            scores = val_scores(predictions, config)
         run.epoch = epoch
         if scores and scores["mean_balanced_accuracy"] > run.best_score:
             run.best_epoch, run.best_score = epoch, scores["mean_balanced_accuracy"]
-        log_epoch(record, config.N_epochs, board)
-        append_line(run.folder / "metrics.jsonl", json.dumps(record, allow_nan=False))
-        run.save(record)
-    board.close()
+        if board is not None:
+            record = {
+                "epoch": epoch,
+                "lr": lr,
+                "seconds": round(time.perf_counter() - start, 3),
+                **{f"train_{name}": value for name, value in trained.items()},
+                **{f"val_{name}": scores.get(name) for name in ("loss", *VAL_SCORES)},
+            }
+            log_epoch(record, config.N_epochs, board)
+            append_line(run.folder / "metrics.jsonl", json.dumps(record, allow_nan=False))
+            run.save(record)
 
 
 def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) -> None:
@@ -552,7 +680,7 @@ def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) ->
             board.add_scalar(name.replace("_", "/", 1), value, record["epoch"])
 
 
-def print_result(run: Run, config: TrainConfig) -> None:
+def print_result(run: Run, config: TrainConfig, rows: Mapping[str, pd.DataFrame]) -> None:
     """Print what came out, and the command that evaluates it."""
     if not run.best_checkpoint.exists():  # resumed from a later checkpoint alone
         print(f"the best epoch is still {run.best_epoch}, whose checkpoint is not in {run.folder}")
@@ -560,46 +688,84 @@ def print_result(run: Run, config: TrainConfig) -> None:
     best = load_checkpoint(run.best_checkpoint)["metrics"]
     scores = ", ".join(f"{task} {best[f'val_balanced_accuracy_{task}']:.4f}" for task in TASKS)
     print(f"best epoch {run.best_epoch}: balanced accuracy on val {scores}")
-    print(
-        f"protocol {config.protocol}: the same photos chose this epoch and give this score,"
-        " and show people of the training photos"
-    )
+    known = say_who_is_known(rows["val"], rows["train"], "val")
+    print(f"protocol {config.protocol}: {known}; the same photos chose this epoch")
     print(
         f"evaluate it: python test.py --attributes_file {config.attributes_file}"
         f" --checkpoint {run.best_checkpoint}"
     )
 
 
+def read_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] | None]:
+    """Return the configuration, and of a run that goes on what describes it.
+
+    A process that torchrun starts again goes on with the folder its first start was given.
+    """
+    parser = config_parser(TrainConfig, __doc__)
+    given = vars(parser.parse_args(argv))
+    if was_restarted() and (given.get("run_dir", Path()) / "config.json").is_file():
+        given["resume"] = given.pop("run_dir")
+    if "resume" not in given:
+        return build_config(parser, TrainConfig, given), None
+    stored = read_run(given["resume"])
+    if given["resume"].is_file():
+        given["resume"] = given["resume"].parent
+    return build_config(parser, TrainConfig, config_of_run(given, stored["config"])), stored
+
+
+def is_finished(folder: Path, n_epochs: int) -> bool:
+    """Return whether a run has all its epochs; what a kill left undone at its end is done."""
+    path = last_checkpoint(folder)
+    state: dict[str, Any] = load_checkpoint(path, CHECKPOINT_KEYS) if path else {"epoch": 0}
+    if state["epoch"] < n_epochs:
+        return False
+    with lock_run(folder):
+        tidy_run(folder, epoch=state["epoch"], best_epoch=state["best"]["epoch"])
+    return True
+
+
+def say_what_runs(run: Run, resolved: Resolved, config: TrainConfig, ranks: Ranks) -> None:
+    """Log how the run is computed, and what a checkpoint will take."""
+    size = checkpoint_bytes(run.model, config)
+    logger.info(
+        "run %s on %s, processes %d, amp %s, compile %s; a checkpoint takes about %.1f MB"
+        " (%d bytes)",
+        *(run.folder, ranks.device.type, ranks.count),
+        *(resolved.amp, "on" if resolved.compile else "off", size / 1e6, size),
+    )
+
+
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = config_parser(TrainConfig, __doc__)
-    given = vars(parser.parse_args(argv))
-    stored = read_run(given["resume"]) if "resume" in given else None
-    if stored and given["resume"].is_file():
-        given["resume"] = given["resume"].parent
-    values = config_of_run(given, stored["config"]) if stored else given
-    config = build_config(parser, TrainConfig, values)
-    setup_logging()
-    device = resolve_device(config.device)
-    prepare_determinism(device, config.deterministic)
+    config, stored = read_flags(argv)
+    ranks = join_ranks(resolve_device(config.device))
+    setup_logging(quiet=not ranks.is_first)
+    prepare_determinism(ranks.device, config.deterministic)
+    if config.resume and is_finished(config.resume, config.N_epochs):
+        print(f"{config.resume} is finished: {config.N_epochs} epochs; a larger --N_epochs goes on")
+        return 0
+    if ranks.is_first and config.run_dir:
+        check_unused(config.run_dir)
+    step_shape(config, ranks)  # refuses a batch that the processes cannot share
     check_backbone(config.backbone, config.image_size)
     data = read_data(config)
-    run, resolved = prepare_run(config, data, device, stored)
-    size = checkpoint_bytes(run.model, config.optimizer)
-    logger.info(
-        "run %s on %s, amp %s; a checkpoint takes about %.1f MB (%d bytes)",
-        *(run.folder, device.type, resolved.amp, size / 1e6, size),
-    )
-    if run.epoch >= config.N_epochs:
-        print(f"{run.folder} is finished: {run.epoch} epochs; a larger --N_epochs goes on")
-        return 0
     try:
-        train(run, config, resolved, data, device)
-    except KeyboardInterrupt:
-        logger.info("interrupted; go on with: python train.py --resume %s", run.folder)
-        return 130
-    print_result(run, config)
+        run, resolved = prepare_run(config, data, ranks, stored)
+        say_what_runs(run, resolved, config, ranks)
+        try:
+            train(run, config, resolved, data, ranks)
+        except KeyboardInterrupt:
+            logger.info("interrupted; go on with: python train.py --resume %s", run.folder)
+            return 130
+    except RuntimeError as error:
+        if ranks.count == 1 or not has_lost_a_rank(error):
+            raise
+        message = "another process of this run has ended; its own message says why"
+        raise UserError(message) from error
+    if ranks.is_first:
+        print_result(run, config, data.rows)
+    ranks.leave()
     return 0
 
 

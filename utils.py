@@ -10,11 +10,12 @@ import platform
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -103,7 +104,57 @@ def append_line(path: Path, line: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def take_lock(file: IO[str]) -> None:
+    """Lock the file for this process, or raise OSError where another one has it."""
+    if sys.platform != "win32":
+        import fcntl
+
+        # held by the process, not inherited by the workers of its loaders
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
+def lock_file(path: Path, *, wait: bool) -> IO[str]:
+    """Hold `path` for this process until the file is closed or the process ends, however it does.
+
+    Args:
+        path: made where it is not there; its content does not matter.
+        wait: for another process that holds it.
+
+    Raises:
+        OSError: another process holds it and `wait` is False, or it cannot be opened or locked.
+    """
+    file = path.open("w")
+    told = False
+    try:
+        while True:
+            try:
+                take_lock(file)
+                return file
+            except (BlockingIOError, PermissionError):  # what systems call a lock that is held
+                if not wait:
+                    raise
+            if not told:
+                logger.info("waiting for another process, which holds %s", path)
+                told = True
+            time.sleep(0.1)
+    except BaseException:
+        file.close()
+        raise
+
+
 # ----------------------------------------------------------------------------- machine
+
+
+def total_memory() -> int:
+    """Return the machine's memory in bytes; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows; a system without these names
+        return 0
 
 
 def usable_cpus() -> int:
@@ -172,8 +223,8 @@ def describe_environment(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def setup_logging(log_file: Path | None = None) -> None:
-    """Send progress to stderr and, where given, to `log_file` (appended)."""
+def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
+    """Send progress to stderr and, where given, to `log_file` (appended); `quiet`: errors alone."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file is not None:
         handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
@@ -183,7 +234,7 @@ def setup_logging(log_file: Path | None = None) -> None:
     logger.handlers = handlers
     for handler in handlers:
         handler.setFormatter(form)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
     logger.propagate = False
 
 
@@ -199,6 +250,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             raise UserError(f"cannot write {path}; is the disk full? ({error})") from error
 
 
+def describe_absence(path: Path) -> str:
+    """Return why `path` is no checkpoint's file, and which are near."""
+    folder = path if path.is_dir() else path.parent
+    reason = "is a folder" if path.is_dir() else "not found"
+    there = sorted(folder.glob("checkpoint-*.pth"))
+    best = [near for near in there if near.stem.endswith("-best")]
+    if path.is_dir() and best:
+        return f"{reason}; give {best[0]}"
+    if there:
+        return f"{reason}; {folder} holds {', '.join(near.name for near in there)}"
+    return f"{reason}; train.py writes them to checkpoints/<run>/"
+
+
 def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, its tensors on the CPU.
 
@@ -210,7 +274,7 @@ def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
         UserError: there is no such file, or it is no checkpoint of this project.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path} not found; train.py writes them to checkpoints/<run>/")
+        raise UserError(f"checkpoint {path} {describe_absence(path)}")
     hint = "give a checkpoint-NNNNNN.pth that train.py wrote"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import pickle
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,24 +17,28 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import functional
+from torchvision import transforms
+from torchvision.transforms.v2 import functional
 
 from dataset_11k import (
     AGE_GROUPS,
     GENDERS,
+    GREY,
     HAND_INFO_COLUMNS,
+    PROTOCOLS,
     TASKS,
+    Augmentation,
+    BatchSampler,
     HandsDataset,
     Item,
     LabelSpace,
-    RowSampler,
     SplitFiles,
     age_group,
     build_loader,
-    build_transform,
     check_photos,
     fingerprint,
     locate,
+    missing_photos,
     open_photo,
     read_hand_info,
     read_rows,
@@ -40,7 +47,6 @@ from dataset_11k import (
 )
 from utils import UserError, one_line_errors
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 # ----------------------------------------------------------------------------- labels
@@ -188,7 +194,16 @@ def test_wrong_rows_are_counted(tmp_path: Path) -> None:
         ),
         (b"", "cannot be read as a CSV file: No columns to parse from file"),
         (b"a,b\n1,2\n1,2,3,4\n", "cannot be read as a CSV file: "),
-        (b"image_path,id,gender,age\n\xff\xfe.jpg,1,male,27\n", "cannot be read as a CSV file: "),
+        (
+            b"image_path,id,gender,age\na.jpg,1,male,27,5\n",
+            ": lines have more cells than the header; correct the file",
+        ),
+        (b"\nimage_path,id,gender,age\n", "cannot be read as a CSV file: No columns to parse"),
+        (b"id,gender,age,image_path,age\n", "two columns are called age (found id, gender, age, "),
+        (b"a,a,image_path,id,gender,age\n", "two columns are called a (found a, a, image_path, id"),
+        (b"image_path,id,gender,age\n\xff\xfe.jpg,1,male,27\n", "is not UTF-8 text (byte 0xff in"),
+        (b"image_path,id,gender,\xe2ge\n", "is not UTF-8 text (byte 0xe2 in it); save it as UTF-8"),
+        (b"image_path,id,gender,age\n" + b"a.jpg,1,male,27\n" * 99_999 + b"\xe2", "is not UTF-8"),
     ],
 )
 def test_a_file_that_is_no_split_csv(tmp_path: Path, content: bytes, message: str) -> None:
@@ -198,6 +213,12 @@ def test_a_file_that_is_no_split_csv(tmp_path: Path, content: bytes, message: st
         read_rows(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_columns_without_a_name_may_repeat(tmp_path: Path) -> None:
+    """Spreadsheets leave them behind."""
+    rows = read_rows(write_rows(tmp_path, "image_path,id,gender,age,,\na.jpg,1,male,27,,\n"))
+    assert rows["age"].tolist() == [27]
 
 
 def test_a_split_csv_that_is_not_there(tmp_path: Path) -> None:
@@ -334,6 +355,7 @@ def test_where_the_files_of_an_aspect_lie(
     files = locate(split_root / "sub_dataset" / "palmar_pr.csv", "paper")
     assert files.attributes == split_root / "sub_dataset" / "palmar_pr.csv"
     assert files.split("val") == split_root / "trainval" / "palmar_pr" / "val.csv"
+    assert locate(files.attributes, "burst", 2) == files._replace(protocol="burst", fold=2)
     assert files.photos == split_root / "Hands"
     for folder, spelling in [("", "sub_dataset/palmar_pr.csv"), ("sub_dataset", "palmar_pr.csv")]:
         monkeypatch.chdir(split_root / folder)
@@ -343,8 +365,17 @@ def test_where_the_files_of_an_aspect_lie(
 
 
 def test_other_protocols_have_a_folder_of_their_own() -> None:
-    files = SplitFiles(Path("r"), "dorsal_dr", "subject-disjoint")
-    assert files.split("train") == Path("r/trainval/subject-disjoint/dorsal_dr/train.csv")
+    files = SplitFiles(Path("r"), "dorsal_dr", "subject-disjoint", fold=3)
+    folder = Path("r/trainval/subject-disjoint")
+    assert files.split("train") == folder / "dorsal_dr" / "fold_3" / "train.csv"
+    assert files.gallery == folder / "dorsal_dr" / "fold_3" / "gallery.csv"
+    assert files.leakage == folder / "leakage.csv"
+    assert SplitFiles(Path("r"), "dorsal_dr", "paper").leakage == Path("r/trainval/leakage.csv")
+
+
+def test_a_protocol_says_why_in_two_lines() -> None:
+    for protocol in PROTOCOLS.values():
+        assert len(protocol.reason.splitlines()) == 2
 
 
 def test_a_file_outside_the_layout_is_refused(tmp_path: Path) -> None:
@@ -369,6 +400,16 @@ def test_missing_photos_are_counted_and_five_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="8 of 8 photos"):
         check_photos(rows, tmp_path / "no folder", Path("info.csv"))
     check_photos(rows[1:2], tmp_path, Path("info.csv"))
+
+
+def test_a_link_to_nowhere_and_a_folder_are_missing_photos(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"name": ["photo.jpg", "good.jpg", "broken.jpg", "loop.jpg", "folder.jpg"]})
+    (tmp_path / "photo.jpg").touch()
+    (tmp_path / "good.jpg").symlink_to("photo.jpg")
+    (tmp_path / "broken.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    assert missing_photos(rows, tmp_path) == ["broken.jpg", "loop.jpg", "folder.jpg"]
 
 
 # ----------------------------------------------------------------------------- pixels
@@ -528,89 +569,7 @@ def test_a_photo_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.M
         open_photo(tmp_path / "photo.png")
 
 
-# ----------------------------------------------------------------------------- transforms
-
-
-def photo_of_noise(seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC)
-
-
-def test_a_grey_photo_against_hand_computation() -> None:
-    image = Image.new("RGB", (640, 480), (0, 255, 51))
-    tensor = build_transform(train=False, image_size=32, mean=MEAN, std=STD)(image)
-    assert tensor.dtype == torch.float32
-    assert tensor.shape == (3, 32, 32)
-    expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
-    for channel, value in zip(tensor, expected, strict=True):
-        assert channel.min().item() == pytest.approx(value, abs=1e-5)
-        assert channel.max().item() == pytest.approx(value, abs=1e-5)
-
-
-def published(image: Image.Image, image_size: int) -> torch.Tensor:
-    """Return the published val transform of `image`, in Pillow and torchvision's functions."""
-    resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return functional.normalize(functional.to_tensor(resized), list(MEAN), list(STD))
-
-
-@pytest.mark.parametrize("image_size", [224, 64])
-def test_the_val_transform_is_the_published_one(image_size: int) -> None:
-    image = photo_of_noise()
-    found = build_transform(train=False, image_size=image_size, mean=MEAN, std=STD)(image)
-    assert (found - published(image, image_size)).abs().max().item() <= 1e-6
-
-
-def augmented(seed: int = 0, **options: float) -> torch.Tensor:
-    """Return a 56x56 augmentation of `photo_of_noise`, (3, 56, 56) in [0, 1]."""
-    transform = build_transform(train=True, image_size=56, mean=(0,) * 3, std=(1,) * 3, **options)
-    torch.manual_seed(seed)
-    return transform(photo_of_noise())
-
-
-def as_bytes(tensor: torch.Tensor) -> bytes:
-    return (tensor * 255).round().to(torch.uint8).permute(1, 2, 0).numpy().tobytes()
-
-
-@pytest.fixture(scope="module")
-def crops() -> dict[bytes, tuple[int, int]]:
-    """Every 56x56 crop of the photo resized to 64x64: its bytes and (top, left)."""
-    resized = np.asarray(photo_of_noise().resize((64, 64), Image.Resampling.BICUBIC))
-    places = [(top, left) for top in range(9) for left in range(9)]
-    return {
-        resized[top : top + 56, left : left + 56].tobytes(): (top, left) for top, left in places
-    }
-
-
-def test_the_train_transform_crops_the_resized_photo_anywhere(
-    crops: dict[bytes, tuple[int, int]],
-) -> None:
-    places = [crops[as_bytes(augmented(seed, flip=0, jitter=0))] for seed in range(60)]
-    assert {top for top, _ in places} == {left for _, left in places} == set(range(9))
-
-
-def test_half_of_the_photos_are_mirrored(crops: dict[bytes, tuple[int, int]]) -> None:
-    images = [augmented(seed, jitter=0) for seed in range(60)]
-    n_mirrored = sum(as_bytes(image.flip(-1)) in crops for image in images)
-    n_plain = sum(as_bytes(image) in crops for image in images)
-    assert n_mirrored + n_plain == 60
-    assert 15 <= n_mirrored <= 45  # a fair coin leaves this range once in 10,000 such tests
-
-
-def test_flip_and_jitter_can_be_set() -> None:
-    plain = augmented(flip=0, jitter=0)
-    assert torch.equal(augmented(flip=1, jitter=0), plain.flip(-1))
-    changes = [(augmented(flip=0, jitter=jitter) - plain).abs().max() for jitter in (0.01, 0.3)]
-    assert 0 < changes[0] < 0.05 < changes[1]
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_transforms_can_be_sent_to_spawned_workers(train: bool) -> None:
-    transform = build_transform(train=train, image_size=56, mean=MEAN, std=STD)
-    image = photo_of_noise()
-    torch.manual_seed(0)
-    expected = transform(image)
-    torch.manual_seed(0)
-    assert torch.equal(pickle.loads(pickle.dumps(transform))(image), expected)
+# ----------------------------------------------------------------------------- augmentation
 
 
 @pytest.mark.parametrize(("image_size", "side"), [(224, 256), (112, 128), (384, 439), (56, 64)])
@@ -618,30 +577,198 @@ def test_photos_are_resized_by_the_published_ratio(image_size: int, side: int) -
     assert resize_size(image_size) == side
 
 
-# ----------------------------------------------------------------------------- batches
+@pytest.mark.parametrize(("flip", "jitter"), [(0.5, 0.3), (0.0, 0.0), (1.0, 1.0)])
+def test_by_photo_it_is_the_published_augmentation(flip: float, jitter: float) -> None:
+    """Bit for bit, for the same seed; the global generator is left alone."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC)
+    by_photo = Augmentation(56, flip=flip, jitter=jitter, by_batch=False)
+    steps = [
+        transforms.Resize((64, 64), transforms.InterpolationMode.BICUBIC),
+        transforms.RandomCrop((56, 56)),
+        transforms.RandomHorizontalFlip(flip),
+        transforms.ColorJitter(jitter, jitter, jitter, 0),
+    ]
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = np.asarray(transforms.Compose(steps)(photo))
+        state = torch.get_rng_state()
+        found = by_photo.augment_photo(photo.resize((64, 64), Image.Resampling.BICUBIC), seed)
+        assert np.array_equal(np.asarray(found), expected)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
-def hands_dataset(root: Path, *, train: bool = True) -> HandsDataset:
+def augmented(
+    photo: np.ndarray, size: int, seeds: Sequence[int], *, by_batch: bool, **options: float
+) -> np.ndarray:
+    """Return one photo augmented by each seed, (N, size, size, 3) in 0 to 255."""
+    augmentation = Augmentation(size, by_batch=by_batch, **options)
+    if by_batch:
+        photos = torch.from_numpy(photo).expand(len(seeds), *photo.shape)
+        images = augmentation.augment_batch(photos, augmentation.draw(seeds))
+        assert images.dtype == torch.float32
+        return 255 * images.permute(0, 2, 3, 1).numpy()
+    image = Image.fromarray(photo)
+    return np.stack([np.asarray(augmentation.augment_photo(image, seed)) for seed in seeds])
+
+
+# Chi-square that chance exceeds once in a thousand times, by the degrees of freedom.
+CHI_SQUARE = {8: 26.1, 9: 27.9, 17: 40.8}
+
+
+def assert_as_expected(counts: Sequence[int], expected: Sequence[float]) -> None:
+    found, wanted = np.array(counts), np.array(expected)
+    assert ((found - wanted) ** 2 / wanted).sum() < CHI_SQUARE[len(found) - 1]
+
+
+@pytest.mark.parametrize("by_batch", [False, True])
+@pytest.mark.parametrize("flip", [0.0, 0.2, 0.5, 1.0])
+def test_every_legal_crop_and_flip_is_as_likely_as_it_should_be(
+    flip: float, by_batch: bool
+) -> None:
+    rows, columns = np.indices((8, 8))
+    photo = np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
+    n = 1800
+    odds: dict[bytes, float] = {}
+    for top, left in itertools.product(range(3), repeat=2):
+        crop = photo[top : top + 6, left : left + 6]
+        odds |= {crop.tobytes(): (1 - flip) / 9, crop[:, ::-1].tobytes(): flip / 9}
+    odds = {crop: odd for crop, odd in odds.items() if odd}
+    images = augmented(photo, 6, range(n), by_batch=by_batch, flip=flip, jitter=0)
+    counts = Counter(image.round().astype(np.uint8).tobytes() for image in images)
+    assert counts.keys() == odds.keys()  # jitter 0 changes no colour
+    assert_as_expected([counts[crop] for crop in odds], [n * odd for odd in odds.values()])
+
+
+def test_draws_are_even_and_independent_and_the_seeds_alone() -> None:
+    draws = Augmentation.draw(range(4000))
+    assert draws.shape == (4000, 7)
+    assert draws.dtype == torch.float32
+    assert 0 <= draws.min() < 0.01 < 0.99 < draws.max() < 1
+    for column in draws.T:
+        assert_as_expected(torch.histc(column, 10, 0, 1).tolist(), [400] * 10)
+    assert np.abs(np.corrcoef(draws.T) - np.eye(7)).max() < 4 / 4000**0.5  # 4 sigma
+    assert torch.equal(Augmentation.draw([7, 2**63 - 1, 3])[::2], draws[[7, 3]])
+
+
+@pytest.mark.parametrize("jitter", [0.3, 1.0])
+def test_factors_reach_from_less_to_more_by_the_jitter(jitter: float) -> None:
+    """Read off the result: without clipping all orders give the same colours."""
+    photo = np.array([[(60, 56, 52)] * 2, [(70, 66, 62)] * 2], dtype=np.uint8)
+    after = augmented(photo, 2, range(1000), by_batch=True, flip=0.5, jitter=jitter)
+    grey, grey_before = after @ GREY, photo @ GREY
+    tint, tint_before = after[:, 0, 0, 0] - after[:, 0, 0, 2], 60 - 52
+    found = [  # what brightness changes, what contrast changes too, and what all three change
+        grey.mean(axis=(1, 2)) / grey_before.mean(),
+        (grey[:, 1, 0] - grey[:, 0, 0]) / (grey_before[1, 0] - grey_before[0, 0]),
+        tint / tint_before,
+    ]
+    drawn = 1 - jitter + 2 * jitter * Augmentation.draw(range(1000))[:, 3:6].numpy()
+    assert 1 - jitter <= drawn.min() < drawn.max() <= 1 + jitter
+    np.testing.assert_allclose(np.stack(found, axis=1), drawn.cumprod(axis=1), atol=1e-4)
+
+
+ADJUST = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+ORDERS = list(itertools.permutations(range(3)))
+
+
+def adjusted(image: Any, factors: Sequence[float], order: Sequence[int]) -> Any:
+    """Return torchvision's colour jitter of a tensor or of a Pillow image."""
+    for change in order:
+        image = ADJUST[change](image, factors[change])
+    return image
+
+
+@pytest.mark.parametrize("jitter", [0.3, 1.0])
+def test_by_batch_colours_are_torchvisions(jitter: float) -> None:
+    """Of tensors but for its grey weights, of Pillow's images within their rounding.
+
+    torchvision cuts the weights of grey down to four digits: their sum is 0.9999, ours is 1.
+    Pillow cuts off fractions after each of three changes and rounds the grey they blend with; a
+    later change stretches what an earlier one lost.
+    """
+    noise = np.random.default_rng(1).integers(0, 256, (36, 24, 24, 3), dtype=np.uint8)
+    by_batch = Augmentation(24, flip=0, jitter=jitter, by_batch=True)
+    draws = by_batch.draw(range(36))
+    assert len({int(6 * draw) for draw in draws[:, 6]}) == 6
+    images = by_batch.augment_batch(torch.from_numpy(noise), draws)
+    for photo, image, draw in zip(noise, images, draws.tolist(), strict=True):
+        factors, order = [1 + jitter * (2 * d - 1) for d in draw[3:6]], ORDERS[int(6 * draw[6])]
+        exact = adjusted(torch.from_numpy(photo).permute(2, 0, 1) / 255, factors, order)
+        assert (image - exact).abs().max() < 3e-4
+        pillow = np.asarray(adjusted(Image.fromarray(photo), factors, order)).astype(np.float64)
+        lost = 255 * image.permute(1, 2, 0).numpy() - pillow
+        assert np.abs(lost).max() < (4 if jitter < 0.5 else 6)  # levels of 255
+        assert 0 < lost.mean() < 2.5
+
+
+def test_the_sixths_of_a_draw_are_the_six_orders() -> None:
+    """As draws are even, so are the orders."""
+    photo = np.random.default_rng(2).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    drawn, factors = (0.8, 0.85, 0.15), (1.6, 1.7, 0.3)  # clipping tells the orders apart
+    edges = [(k + d) / 6 for k in range(6) for d in (0.01, 0.99)]
+    images = Augmentation(24, flip=0, jitter=1, by_batch=True).augment_batch(
+        torch.from_numpy(photo).expand(12, -1, -1, -1),
+        torch.tensor([[0, 0, 0.5, *drawn, edge] for edge in edges]),
+    )
+    tensor = torch.from_numpy(photo).permute(2, 0, 1) / 255
+    results = {order: adjusted(tensor, factors, order) for order in ORDERS}
+    found = [
+        [order for order, result in results.items() if (image - result).abs().max() < 3e-4]
+        for image in images
+    ]
+    assert found[::2] == found[1::2]
+    assert sorted(found[::2]) == [[order] for order in ORDERS]
+
+
+def test_a_photo_is_augmented_alike_in_every_batch_and_place() -> None:
+    photos = np.random.default_rng(3).integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
+    by_batch = Augmentation(20, flip=0.5, jitter=0.3, by_batch=True)
+    seeds = list(range(9))
+    whole = by_batch.augment_batch(torch.from_numpy(photos), by_batch.draw(seeds))
+    for part in ([8, 0, 5, 3], [4]):
+        images = by_batch.augment_batch(torch.from_numpy(photos[part]), by_batch.draw(part))
+        torch.testing.assert_close(images, whole[part], atol=1e-6, rtol=0)
+
+
+# ----------------------------------------------------------------------------- items
+
+WAYS = [None, False, True]  # plain, augmented by photo, by batch
+
+
+def hands_dataset(root: Path, by_batch: bool | None) -> HandsDataset:
     rows = read_rows(root / "trainval" / "dorsal_dr" / "train.csv")
+    augmentation = None
+    if by_batch is not None:
+        augmentation = Augmentation(32, flip=0.5, jitter=0.3, by_batch=by_batch)
     return HandsDataset(
         rows,
         root / "Hands",
         LabelSpace.of_people(rows["id"].tolist()),
-        transform=build_transform(train=train, image_size=32, mean=MEAN, std=STD),
+        side=32 if augmentation is None else resize_size(32),
+        augmentation=augmentation,
     )
 
 
 def epoch_items(
-    dataset: HandsDataset, epoch: int, *, num_workers: int = 0, seed: int = 0
+    dataset: HandsDataset, epoch: int, *, num_workers: int = 0, seed: int = 0, batch_size: int = 5
 ) -> list[Item]:
-    """Return the items of an epoch as a shuffled loader gives them."""
-    loader = build_loader(dataset, batch_size=5, num_workers=num_workers, shuffle=True, seed=seed)
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    return [
-        Item(image, labels, int(row))
-        for batch in loader
-        for image, labels, row in zip(*batch, strict=True)
-    ]
+    """Return the items of an epoch as a shuffled loader gives them, augmented."""
+    loader = build_loader(
+        dataset, batch_size=batch_size, num_workers=num_workers, shuffle=True, seed=seed
+    )
+    sampler: Any = loader.batch_sampler
+    sampler.set_epoch(epoch)
+    return [item for batch in loader for item in augmented_items(dataset, batch)]
+
+
+def augmented_items(dataset: HandsDataset, batch: Item) -> list[Item]:
+    """Return the photos of a batch, augmented if that is done by batch."""
+    image = batch.image
+    if dataset.augmentation is not None and dataset.augmentation.by_batch:
+        image = dataset.augmentation.augment_batch(image, batch.draws)
+    columns = (image, batch.labels, torch.as_tensor(batch.row).tolist(), batch.draws)
+    return [Item(*column) for column in zip(*columns, strict=True)]
 
 
 def by_row(items: list[Item]) -> list[torch.Tensor]:
@@ -649,24 +776,60 @@ def by_row(items: list[Item]) -> list[torch.Tensor]:
 
 
 def test_items_are_the_rows_photos_and_labels(split_root: Path) -> None:
-    dataset = hands_dataset(split_root, train=False)
+    dataset = hands_dataset(split_root, None)
     rows = read_rows(split_root / "trainval" / "dorsal_dr" / "train.csv")
     assert len(dataset) == len(rows) == 12
     people = sorted(set(rows["id"]))
-    for i, row in enumerate(rows.to_dict("records")):
-        item = dataset[i, 0]
+    batch = dataset.__getitems__([(row, 0) for row in reversed(range(12))])
+    assert torch.as_tensor(batch.row).tolist() == list(reversed(range(12)))
+    assert batch.image.dtype == torch.uint8
+    assert batch.draws.shape == (12, 0)
+    for item in augmented_items(dataset, batch):
+        row = rows.iloc[int(item.row)]
         with Image.open(split_root / "Hands" / Path(row["image_path"]).name) as image:
-            assert (item.image - published(image, 32)).abs().max().item() <= 1e-6
+            expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
+        assert np.array_equal(item.image.numpy(), expected)
         assert item.labels.tolist() == [
             people.index(row["id"]),
             GENDERS.index(row["gender"]),
             list(AGE_GROUPS).index(age_group(row["age"])),
         ]
-        assert item.row == i
 
 
-def test_augmentation_depends_on_seed_epoch_and_row_alone(split_root: Path) -> None:
-    dataset = hands_dataset(split_root)
+@pytest.mark.parametrize("by_batch", WAYS)
+def test_cached_photos_give_the_same_items(split_root: Path, by_batch: bool | None) -> None:
+    dataset = hands_dataset(split_root, by_batch)
+    keys = [(row, 100 + row) for row in (7, 0, 11)]
+    expected = dataset.__getitems__(keys)
+    plain = copy.copy(dataset)
+    plain.augmentation = None
+    photos = torch.stack([plain.read(row, 0) for row in range(len(dataset))])
+    decoded: Any = [photo.numpy() for photo in photos.clone()]
+    dataset.cached, dataset.folder = decoded, Path("photos are not read again")
+    for _ in range(2):  # nothing is written into the cache
+        assert all(
+            torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+            for a, b in zip(dataset.__getitems__(keys), expected, strict=True)
+        )
+    if by_batch is not False:  # photos on the GPU are not augmented one by one
+        dataset.resident, dataset.cached = photos, None
+        loader = build_loader(dataset, batch_size=5, num_workers=2, shuffle=False)
+        assert loader.num_workers == 0
+        for a, b in zip(dataset.__getitems__(keys), expected, strict=True):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+@pytest.mark.parametrize("by_batch", WAYS)
+def test_datasets_can_be_sent_to_spawned_workers(split_root: Path, by_batch: bool | None) -> None:
+    dataset = hands_dataset(split_root, by_batch)
+    sent = pickle.loads(pickle.dumps(dataset))
+    for a, b in zip(by_row(epoch_items(sent, 1)), by_row(epoch_items(dataset, 1)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_augmentation_depends_on_seed_epoch_and_row_alone(split_root: Path, by_batch: bool) -> None:
+    dataset = hands_dataset(split_root, by_batch)
     torch.manual_seed(1)
     here = epoch_items(dataset, 3)
     torch.manual_seed(2)
@@ -674,40 +837,85 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(split_root: Path) -> N
     assert [item.row for item in here] == [item.row for item in there]
     assert all(torch.equal(a.image, b.image) for a, b in zip(here, there, strict=True))
     assert all(torch.equal(a.labels, b.labels) for a, b in zip(here, there, strict=True))
+    for a, b in zip(here, epoch_items(dataset, 3, batch_size=7), strict=True):
+        torch.testing.assert_close(a.image, b.image, atol=1e-6, rtol=0)
     for other in (epoch_items(dataset, 4), epoch_items(dataset, 3, seed=1)):
         assert not any(torch.equal(a, b) for a, b in zip(by_row(here), by_row(other), strict=True))
 
 
-def test_every_row_is_augmented_in_its_own_way(split_root: Path) -> None:
-    dataset = hands_dataset(split_root)
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_every_row_is_augmented_in_its_own_way(split_root: Path, by_batch: bool) -> None:
+    dataset = hands_dataset(split_root, by_batch)
     dataset.names = [dataset.names[0]] * len(dataset)  # one photo in every row
-    images = by_row(epoch_items(dataset, 1))
+    images = by_row(epoch_items(dataset, 1, batch_size=12))
     assert len({image.numpy().tobytes() for image in images}) == len(images)
 
 
 def test_persistent_workers_are_told_of_the_next_epoch(split_root: Path) -> None:
-    dataset = hands_dataset(split_root)
+    dataset = hands_dataset(split_root, False)
     loader = build_loader(dataset, batch_size=5, num_workers=2, shuffle=True)
+    sampler: Any = loader.batch_sampler
     for epoch in (1, 2):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        sampler.set_epoch(epoch)
         images = torch.cat([batch.image for batch in loader])
         expected = torch.stack([item.image for item in epoch_items(dataset, epoch)])
         assert torch.equal(images, expected)
 
 
-def keys(n_rows: int, *, seed: int = 0, epoch: int = 1, shuffle: bool = True) -> list[Any]:
-    sampler = RowSampler(n_rows, seed=seed, shuffle=shuffle)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_leaves_the_global_generator_alone(split_root: Path, num_workers: int) -> None:
+    for by_batch in (False, True):
+        dataset = hands_dataset(split_root, by_batch)
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        epoch_items(dataset, 1, num_workers=num_workers)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_photo_is_one_line_with_path_and_row(
+    split_root: Path, capfd: pytest.CaptureFixture[str], num_workers: int
+) -> None:
+    dataset = hands_dataset(split_root, False)
+    path = split_root / "Hands" / dataset.names[6]
+    path.write_bytes(path.read_bytes()[:400])
+
+    @one_line_errors
+    def main(argv: Sequence[str] | None = None) -> int:
+        epoch_items(dataset, 1, num_workers=num_workers)
+        return 0
+
+    assert main([]) == 1
+    message = capfd.readouterr().err
+    assert message.startswith(f"error: row 7: photo {path} cannot be decoded: ")
+    assert message.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------- batches
+
+
+def batches(
+    n_rows: int, *, epoch: int = 1, batch_size: int = 6, shuffle: bool = True, **options: int
+) -> list[list[tuple[int, int]]]:
+    """Return the batches of an epoch."""
+    sampler = BatchSampler(n_rows, batch_size=batch_size, shuffle=shuffle, **options)
     sampler.set_epoch(epoch)
-    assert len(sampler) == n_rows
-    return list(sampler)
+    found = list(sampler)
+    assert len(sampler) == len(found)
+    return found
 
 
-def test_row_sampler_order() -> None:
+def keys(n_rows: int, **options: Any) -> list[tuple[int, int]]:
+    return [key for batch in batches(n_rows, **options) for key in batch]
+
+
+def test_the_order_of_an_epoch() -> None:
     shuffled, plain = keys(50), keys(50, shuffle=False)
+    assert [len(batch) for batch in batches(50)] == [6] * 8 + [2]
     assert [row for row, _ in plain] == list(range(50))
     assert [row for row, _ in shuffled] != list(range(50))
     assert sorted(shuffled) == plain  # every row once, with the same seed either way
-    assert keys(50) == shuffled
+    assert keys(50) == keys(50, batch_size=50) == keys(50, batch_size=1) == shuffled
     order = [row for row, _ in shuffled]
     assert [row for row, _ in keys(50, epoch=2)] != order
     assert [row for row, _ in keys(50, seed=1)] != order
@@ -726,29 +934,29 @@ def test_the_order_does_not_follow_the_global_generators() -> None:
     assert keys(50) == first
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_leaves_the_global_generator_alone(split_root: Path, num_workers: int) -> None:
-    dataset = hands_dataset(split_root)
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    epoch_items(dataset, 1, num_workers=num_workers)
-    assert torch.equal(torch.get_rng_state(), state)
+@pytest.mark.parametrize("n_ranks", [2, 3])
+@pytest.mark.parametrize("n_rows", [48, 49, 50, 53])  # photos of the last batch: 6, 1, 2, 5
+def test_ranks_share_each_batch_of_training(n_rows: int, n_ranks: int) -> None:
+    whole = batches(n_rows)
+    parts = [batches(n_rows, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
+    shares = [
+        BatchSampler(n_rows, batch_size=6, shuffle=True, rank=rank, n_ranks=n_ranks).shares()
+        for rank in range(n_ranks)
+    ]
+    for batch, parts_of, shares_of in zip(
+        whole, zip(*parts, strict=True), zip(*shares, strict=True), strict=True
+    ):
+        counts = [n_here for n_here, _ in shares_of]
+        assert {n_all for _, n_all in shares_of} == {sum(counts)} == {len(batch)}
+        assert max(counts) - min(counts) <= (len(batch) < 6)  # equal, but for a short batch
+        counted = [key for part, n in zip(parts_of, counts, strict=True) for key in part[:n]]
+        assert sorted(counted) == sorted(batch)
+        # a rank without a share has a photo all the same, to stay in step
+        assert [len(part) for part in parts_of] == [max(n, 1) for n in counts]
+        assert all(set(part) <= set(batch) for part in parts_of)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_photo_is_one_line_with_path_and_row(
-    split_root: Path, capfd: pytest.CaptureFixture[str], num_workers: int
-) -> None:
-    dataset = hands_dataset(split_root)
-    path = split_root / "Hands" / dataset.names[6]
-    path.write_bytes(path.read_bytes()[:400])
-
-    @one_line_errors
-    def main(argv: Sequence[str] | None = None) -> int:
-        epoch_items(dataset, 1, num_workers=num_workers)
-        return 0
-
-    assert main([]) == 1
-    message = capfd.readouterr().err
-    assert message.startswith(f"error: row 7: photo {path} cannot be decoded: ")
-    assert message.count("\n") == 1
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 10])  # of 9 batches: the tenth rank gets none
+def test_ranks_divide_the_batches_of_an_evaluation(n_ranks: int) -> None:
+    parts = [batches(50, shuffle=False, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
+    assert sorted(batch for part in parts for batch in part) == batches(50, shuffle=False)

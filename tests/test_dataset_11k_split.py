@@ -1,4 +1,4 @@
-"""The published split, byte for byte, and every way in which the script can refuse."""
+"""The published split, byte for byte, the other protocols' promises, and every refusal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from dataset_11k_split import main
+from dataset_11k import PROTOCOLS, age_group
+from dataset_11k_split import (
+    AspectSplit,
+    leakage_table,
+    main,
+    people_to_folds,
+    rows_by_aspect,
+    split_rows,
+)
+from dataset_11k_synthetic import SyntheticConfig, hand_info_text
 
 ASPECTS = {
     "dorsal_dr": "dorsal right",
@@ -68,9 +79,14 @@ def read_split(path: Path) -> list[Row]:
 
 
 def written(root: Path) -> dict[str, bytes]:
-    """Return every file below sub_dataset/ and trainval/."""
+    """Return every file below sub_dataset/ and trainval/: CSVs, and what should not be there."""
     paths = [*root.glob("sub_dataset/**/*"), *root.glob("trainval/**/*")]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths if path.is_file()}
+
+
+def split_csvs(root: Path) -> list[str]:
+    """Return the CSVs of `written` that have the columns of a split."""
+    return [name for name in written(root) if Path(name).stem not in ("leakage", "gallery")]
 
 
 def remove_photos(root: Path, csv_file: str, places: tuple[int, ...]) -> list[str]:
@@ -101,7 +117,9 @@ def test_the_files_are_the_published_ones_byte_for_byte(
     for name, rows in published_procedure(root / "HandInfo.csv", given).items():
         write_as_published(tmp_path / "expected.csv", rows)
         expected[name] = (tmp_path / "expected.csv").read_bytes()
-    assert written(root) == expected
+    made = written(root)
+    made.pop("trainval/leakage.csv")
+    assert made == expected
 
 
 def test_the_default_input_is_11k_in_the_current_folder(
@@ -183,14 +201,16 @@ def test_the_table_tells_who_went_where(
         strangers = [row[1] for row in val if row[1] not in {row[1] for row in train}]
         people[name] = rf"{len(set(strangers))} \({len(strangers)}\)"
     for name, line in {
-        "dorsal_dr": "24 6 4-4-4 12/12",
-        "dorsal_dl": "25 6 4-4-5 12/13",
-        "palmar_pr": "24 6 4-4-4 12/12",
-        "palmar_pl": "24 6 4-4-4 12/12",
+        "dorsal_dr": "0 24 6 4-4-4 12/12 0",
+        "dorsal_dl": "0 25 6 4-4-5 12/13 0",
+        "palmar_pr": "0 24 6 4-4-4 12/12 0",
+        "palmar_pl": "0 24 6 4-4-4 12/12 0",
     }.items():
-        cells = r"\s+".join([name, *line.split(), people[name]])
+        cells = r"\s+".join([name, *line.split(), r"\d+ \(\d+\)", people[name]])
         assert re.search(rf"^{cells}$", table, re.MULTILINE), table
-    assert f"wrote 12 files below {hands_root}" in table
+    assert f"wrote 13 files below {hands_root}" in table
+    command = f"python train.py --attributes_file {hands_root}/sub_dataset/dorsal_dr.csv"
+    assert table.endswith(f"\ntrain on one: {command}\n")
 
 
 # ----------------------------------------------------------------------------- --skip_missing
@@ -199,7 +219,7 @@ def test_the_table_tells_who_went_where(
 def test_skip_missing_drops_rows_after_the_draw(
     split_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = {name: read_split(split_root / name) for name in written(split_root)}
+    whole = {name: read_split(split_root / name) for name in split_csvs(split_root)}
     gone = remove_photos(split_root, "trainval/dorsal_dr/train.csv", (0, 5, 11))
     gone += remove_photos(split_root, "trainval/palmar_pl/val.csv", (3,))
     assert main(["--input", str(split_root), "--skip_missing"]) == 0
@@ -215,10 +235,13 @@ def test_skip_missing_with_all_photos_there_changes_nothing(split_root: Path) ->
     assert written(split_root) == first
 
 
-def test_a_whole_aspect_may_be_missing(split_root: Path) -> None:
-    remove_photos(split_root, "sub_dataset/dorsal_dl.csv", tuple(range(25)))
+def test_a_whole_aspect_may_be_missing(
+    split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove_photos(split_root, "sub_dataset/dorsal_dr.csv", tuple(range(24)))
     assert main(["--input", str(split_root), "--skip_missing"]) == 0
-    assert read_split(split_root / "trainval/dorsal_dl/val.csv") == []
+    assert capsys.readouterr().out.endswith("sub_dataset/dorsal_dl.csv\n")  # what to train on
+    assert read_split(split_root / "trainval/dorsal_dr/val.csv") == []
     assert len(read_split(split_root / "trainval/palmar_pr/val.csv")) == 12
 
 
@@ -237,6 +260,11 @@ def test_photos_with_accessories_need_not_be_there(
 def spoil_header(root: Path) -> None:
     path = root / "HandInfo.csv"
     path.write_bytes(path.read_bytes().replace(b"gender", b"sex", 1))
+
+
+def spoil_encoding(root: Path) -> None:
+    path = root / "HandInfo.csv"
+    path.write_bytes(path.read_bytes().replace(b"Hand_0000002", "Händ".encode("latin-1"), 1))
 
 
 def spoil_last_row(root: Path) -> None:
@@ -259,7 +287,8 @@ def empty_hands(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "flags", "message"),
     [
-        (lambda root: (root / "HandInfo.csv").unlink(), [], "HandInfo.csv not found; get Hands/ "),
+        (lambda root: (root / "HandInfo.csv").unlink(), [], "or draw some: python dataset_11k_s"),
+        (spoil_encoding, [], "is not UTF-8 text (byte 0xe4 in it); save it as UTF-8"),
         (spoil_header, [], "missing columns gender (found id, age, sex,"),
         (spoil_last_row, [], "line 106: irregularities is 'maybe', expected 0 or 1"),
         (
@@ -317,7 +346,7 @@ def test_a_write_that_fails_half_way_leaves_the_former_files(
         for path in written(hands_root):
             (hands_root / path).write_text("former")
     former = written(hands_root)
-    assert len(former) == (12 if has_former else 0)
+    assert len(former) == (13 if has_former else 0)
     to_csv = pd.DataFrame.to_csv
     n_calls = 0
 
@@ -339,7 +368,13 @@ def test_a_write_that_fails_half_way_leaves_the_former_files(
     ("flags", "message"),
     [
         (["--protocol", "mine"], "argument --protocol: invalid choice: 'mine'"),
-        (["--seed", "1"], "unrecognized arguments: --seed 1"),
+        (["--seed", "42"], "--seed: of --protocol paper it is 42, as published; leave it out"),
+        (["--folds", "5"], "--folds: --protocol paper has one; leave it out"),
+        (["--protocol", "burst", "--folds", "5"], "--folds: --protocol burst has one; leave it"),
+        (["--protocol", "subject-disjoint", "--folds", "2"], "--folds is 2, expected 3 or more"),
+        (["--protocol", "burst", "--seed", "-1"], "--seed is -1, expected 0 to 4294967295"),
+        (["--protocol", "burst", "--seed", str(2**32)], "--seed is 4294967296, expected 0 to"),
+        (["--input", os.fsdecode(b"\xff")], "--input is '\\udcff', which the CSVs cannot hold"),
         (["--skip"], "unrecognized arguments: --skip"),
     ],
 )
@@ -424,3 +459,430 @@ def test_a_set_with_nothing_to_split_leaves_the_former_files(
     assert main(["--input", str(split_root)]) == 1
     assert "lists no photo without accessories" in capsys.readouterr().err
     assert train_csv.read_bytes() == before
+
+
+# ----------------------------------------------------------------------------- other protocols
+
+Photo = tuple[str, str]  # id, name
+Sides = dict[tuple[str, int], dict[str, list[Photo]]]  # (aspect, fold) -> split -> its photos
+SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
+NEW_PROTOCOLS = ("stratified", "burst", "subject-disjoint")
+
+
+def number(photo: Photo) -> int:
+    """Return the number in a name like x_0000123.jpg."""
+    return int(photo[1].removesuffix(".jpg").rpartition("_")[2])
+
+
+def sides_of(splits: dict[str, AspectSplit]) -> Sides:
+    return {
+        (aspect, fold): {
+            side: list(zip(rows["id"], rows["name"], strict=True)) for side, rows in parts.items()
+        }
+        for aspect, (_, folds) in splits.items()
+        for fold, parts in enumerate(folds)
+    }
+
+
+def photos_in(path: Path) -> list[Photo]:
+    return [(row[1], Path(row[0]).name) for row in read_split(path)]
+
+
+def sides_on_disk(root: Path, protocol: str) -> Sides:
+    return {
+        (aspect, fold): {side: photos_in(folder / f"{side}.csv") for side in SHARES}
+        for aspect in ASPECTS
+        for fold in range(5 if protocol == "subject-disjoint" else 1)
+        if (folder := root / "trainval" / protocol / aspect / f"fold_{fold}")
+    }
+
+
+def by_person(photos: list[Photo]) -> dict[str, list[int]]:
+    people: dict[str, list[int]] = {}
+    for photo in photos:
+        people.setdefault(photo[0], []).append(number(photo))
+    return people
+
+
+def check_stratified(sides: Sides, everyone: dict[str, list[Photo]]) -> None:
+    for (aspect, _), parts in sides.items():
+        assert sorted(sum(parts.values(), [])) == sorted(everyone[aspect])
+        counts = {side: by_person(photos) for side, photos in parts.items()}
+        for person, numbers in by_person(everyone[aspect]).items():
+            n = {side: len(counts[side].get(person, [])) for side in SHARES}
+            if len(numbers) < 5:
+                assert n == {"train": len(numbers), "val": 0, "test": 0}
+            else:
+                assert all(
+                    abs(n[side] - share * len(numbers)) < 1 for side, share in SHARES.items()
+                )
+                assert all(n.values())
+
+
+def check_burst(sides: Sides, everyone: dict[str, list[Photo]]) -> None:
+    for (aspect, _), parts in sides.items():
+        kept = sum(parts.values(), [])
+        assert len(set(kept)) == len(kept)
+        assert set(kept) <= set(everyone[aspect])
+        numbers = {side: by_person(photos) for side, photos in parts.items()}
+        assert numbers["val"].keys() == numbers["test"].keys()
+        for person, photos in by_person(everyone[aspect]).items():
+            if person in numbers["val"]:
+                train, val, test = (numbers[side][person] for side in SHARES)
+                assert max(train) + 2 < min(val)  # so no frame is within 2 of another side's
+                assert max(val) + 2 < min(test)
+                assert set(val) == {n for n in photos if min(val) <= n <= max(val)}
+            else:
+                assert sorted(numbers["train"][person]) == sorted(photos)
+
+
+def check_disjoint(sides: Sides, everyone: dict[str, list[Photo]], n_folds: int) -> None:
+    tested: dict[str, set[int]] = {}
+    for fold in range(n_folds):
+        people: dict[str, set[str]] = {side: set() for side in SHARES}  # of all aspects together
+        for aspect, photos in everyone.items():
+            parts = sides[aspect, fold]
+            assert sorted(sum(parts.values(), [])) == sorted(photos)
+            assert parts["val"] == sides[aspect, (fold + 1) % n_folds]["test"]
+            for side in SHARES:
+                people[side] |= {person for person, _ in parts[side]}
+        assert not people["train"] & people["val"]
+        assert not people["train"] & people["test"]
+        assert not people["val"] & people["test"]
+        for person in people["test"]:
+            tested.setdefault(person, set()).add(fold)
+    assert all(len(folds) == 1 for folds in tested.values())
+    assert tested.keys() == {person for photos in everyone.values() for person, _ in photos}
+
+
+def check(protocol: str, sides: Sides, everyone: dict[str, list[Photo]], n_folds: int) -> None:
+    if protocol == "subject-disjoint":
+        check_disjoint(sides, everyone, n_folds)
+    else:
+        {"stratified": check_stratified, "burst": check_burst}[protocol](sides, everyone)
+
+
+@st.composite
+def data_sets(draw: st.DrawFn) -> dict[str, pd.DataFrame]:
+    """Return the rows of a random set, some photos with the same number, some aspects empty."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_people, most = draw(st.integers(3, 15)), draw(st.sampled_from([1, 6, 25]))
+    gaps = draw(st.sampled_from([[1], [1, 1, 1, 2, 3], [0, 1, 5], [3]]))
+    lines: list[tuple[Any, ...]] = []
+    frame = 0
+    for person in range(n_people):
+        age, gender = int(random.integers(18, 30)), str(random.choice(["female", "male"]))
+        for aspect in ASPECTS.values():
+            for _ in range(random.integers(0, most + 1)):
+                frame += int(random.choice(gaps))
+                name = f"{len(lines)}_{frame}.jpg"
+                lines.append((f"p{person}", age, gender, "fair", 0, aspect, name))
+    columns = ["id", "age", "gender", "skinColor", "accessories", "aspectOfHand", "imageName"]
+    return rows_by_aspect(pd.DataFrame(lines, columns=columns).astype({"imageName": str}), "root")
+
+
+def photos_of(by_aspect: dict[str, pd.DataFrame]) -> dict[str, list[Photo]]:
+    return {
+        aspect: list(zip(rows["id"], rows["name"], strict=True))
+        for aspect, rows in by_aspect.items()
+    }
+
+
+@pytest.mark.parametrize("protocol", NEW_PROTOCOLS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(by_aspect=data_sets(), seed=st.integers(0, 2**32 - 1), n_folds=st.integers(3, 6))
+def test_a_protocol_keeps_its_promise_on_random_sets(
+    protocol: str, by_aspect: dict[str, pd.DataFrame], seed: int, n_folds: int
+) -> None:
+    n_people = pd.concat(by_aspect.values())["id"].nunique()
+    if protocol == "subject-disjoint" and n_people < n_folds:
+        return
+    splits = split_rows(by_aspect, protocol, n_folds=n_folds, seed=seed)
+    sides = sides_of(splits)
+    check(protocol, sides, photos_of(by_aspect), n_folds)
+    assert sides_of(split_rows(by_aspect, protocol, n_folds=n_folds, seed=seed)) == sides
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    by_aspect=data_sets(), seed=st.integers(0, 2**32 - 1), protocol=st.sampled_from([*PROTOCOLS])
+)
+def test_the_leakage_table_agrees_with_brute_force(
+    by_aspect: dict[str, pd.DataFrame], seed: int, protocol: str
+) -> None:
+    rows = pd.concat(by_aspect.values()).set_index("name")
+    if rows["id"].nunique() < 3:
+        return
+    splits = split_rows(by_aspect, protocol, n_folds=3, seed=seed)
+    table = leakage_table(splits).groupby(["aspect", "fold", "side"])
+    for (aspect, fold), parts in sides_of(splits).items():
+        for side, photos in parts.items():
+            line = table.get_group((aspect, fold, side)).iloc[0]
+            there = rows.loc[[name for _, name in photos]]
+            assert (line["photos"], line["people"]) == (len(photos), len({p for p, _ in photos}))
+            for values in (there["gender"], there["age"].map(age_group)):
+                for value in set(values):
+                    assert line[f"photos_{value}"] == (values == value).sum()
+                    assert line[f"people_{value}"] == there["id"][values == value].nunique()
+            if side == "train" or not photos:
+                assert line[["person_in_train", "within_1", "within_5"]].isna().all()
+                continue
+            for n, column in [(10**9, "person_in_train"), *((n, f"within_{n}") for n in (1, 2, 5))]:
+                near = [
+                    any(
+                        p == q and abs(number((p, a)) - number((q, b))) <= n
+                        for q, b in parts["train"]
+                    )
+                    for p, a in photos
+                ]
+                assert line[column] == pytest.approx(np.mean(near))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(by_aspect=data_sets(), seed=st.integers(0, 2**32 - 1), n_folds=st.integers(3, 6))
+def test_folds_differ_by_one_person_of_an_age_group(
+    by_aspect: dict[str, pd.DataFrame], seed: int, n_folds: int
+) -> None:
+    people = pd.concat(by_aspect.values())
+    if people["id"].nunique() < n_folds:
+        return
+    fold_of = people_to_folds(people, n_folds, seed)
+    for _, group in people.drop_duplicates("id").groupby("age_group"):
+        counts = group["id"].map(fold_of).value_counts().reindex(range(n_folds), fill_value=0)
+        assert counts.max() - counts.min() <= 1
+
+
+def layout(root: Path, hand_info: str) -> Path:
+    """Write HandInfo.csv and a file for every photo that it lists."""
+    (root / "Hands").mkdir(parents=True)
+    (root / "HandInfo.csv").write_text(hand_info, newline="")
+    for name in pd.read_csv(root / "HandInfo.csv")["imageName"]:
+        (root / "Hands" / name).touch()
+    return root
+
+
+def plain_photos(root: Path) -> dict[str, list[Photo]]:
+    info = pd.read_csv(root / "HandInfo.csv", dtype=str)
+    info = info[info["accessories"] == "0"].assign(id=info["id"].str.strip())
+    return {
+        name: list(
+            info[info["aspectOfHand"] == aspect][["id", "imageName"]].itertuples(False, None)
+        )
+        for name, aspect in ASPECTS.items()
+    }
+
+
+@pytest.fixture
+def drawn_root(tmp_path: Path) -> Path:
+    """The layout that dataset_11k_synthetic.py draws, photos left empty."""
+    return layout(
+        tmp_path / "drawn", hand_info_text(SyntheticConfig(identities=12, images_per_identity=13))
+    )
+
+
+@pytest.mark.parametrize("protocol", NEW_PROTOCOLS)
+def test_a_protocol_keeps_its_promise_on_the_drawn_layout(drawn_root: Path, protocol: str) -> None:
+    assert main(["--input", str(drawn_root), "--protocol", protocol]) == 0
+    check(protocol, sides_on_disk(drawn_root, protocol), plain_photos(drawn_root), 5)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("protocol", NEW_PROTOCOLS)
+def test_a_protocol_keeps_its_promise_on_11k_hands(
+    real_full_info: Path, tmp_path: Path, protocol: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = layout(tmp_path / "11k", real_full_info.read_bytes().decode())
+    assert main(["--input", str(root), "--protocol", protocol]) == 0
+    check(protocol, sides_on_disk(root, protocol), plain_photos(root), 5)
+    if protocol == "subject-disjoint":  # over all aspects everything could be balanced
+        (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("all aspects"))
+        assert "*" not in line
+        assert line.endswith(" 1/1/1/1/1")  # the five people over 30
+
+
+@pytest.mark.real
+def test_the_published_split_leaks_as_measured(real_full_info: Path, tmp_path: Path) -> None:
+    root = layout(tmp_path / "11k", real_full_info.read_bytes().decode())
+    assert main(["--input", str(root)]) == 0
+    table = pd.read_csv(root / "trainval" / "leakage.csv")
+    val = table[table["side"] == "val"].set_index("aspect")
+    assert val["within_1"].between(0.69, 0.745).all()
+    assert val["within_2"].between(0.885, 0.915).all()
+    assert (val["person_in_train"] > 0.99).all()
+    assert (val["people_female"] + val["people_male"] == val["people"]).all()
+    assert val.loc["dorsal_dr", "within_1"] == pytest.approx(0.694, abs=5e-4)
+
+
+@pytest.mark.parametrize("protocol", NEW_PROTOCOLS)
+def test_the_seed_decides_who_goes_where(drawn_root: Path, protocol: str) -> None:
+    def drawn(*flags: str) -> dict[str, bytes]:
+        assert main(["--input", str(drawn_root), "--protocol", protocol, *flags]) == 0
+        return written(drawn_root)
+
+    first = drawn()
+    assert drawn("--seed", "42") == first
+    other = drawn("--seed", "43")
+    assert other.keys() == first.keys()
+    assert other != first
+    everyone = {name for name in first if name.startswith("sub_dataset/")}
+    assert len(everyone) == 4
+    assert all(other[name] == first[name] for name in everyone)
+
+
+def test_every_protocol_writes_the_same_files_of_all_rows(drawn_root: Path) -> None:
+    rows = set()
+    for protocol in PROTOCOLS:
+        assert main(["--input", str(drawn_root), "--protocol", protocol]) == 0
+        rows.add((drawn_root / "sub_dataset" / "dorsal_dr.csv").read_bytes())
+    assert len(rows) == 1
+    left = {str(Path(name).parent) for name in written(drawn_root)}
+    assert {
+        "trainval",
+        "trainval/dorsal_dr",
+        "trainval/burst",
+        "trainval/burst/palmar_pl/fold_0",
+    } <= left
+    assert "trainval/subject-disjoint/dorsal_dr/fold_4" in left
+
+
+def galleries(root: Path) -> dict[tuple[str, int], pd.DataFrame]:
+    return {
+        (aspect, fold): pd.read_csv(
+            root / f"trainval/subject-disjoint/{aspect}/fold_{fold}/gallery.csv"
+        )
+        for aspect in ASPECTS
+        for fold in range(5)
+    }
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_gallery_has_one_test_photo_of_everybody(drawn_root: Path, missing: bool) -> None:
+    flags = ["--input", str(drawn_root), "--protocol", "subject-disjoint"]
+    if missing:
+        for photo in sorted((drawn_root / "Hands").iterdir())[::3]:
+            photo.unlink()
+        flags.append("--skip_missing")
+    assert main(flags) == 0
+    sides = sides_on_disk(drawn_root, "subject-disjoint")
+    first = galleries(drawn_root)
+    for key, gallery in first.items():
+        person_of = {name: person for person, name in sides[key]["test"]}
+        assert set(gallery["draw"]) == set(range(10))
+        assert gallery["image_path"].str.startswith(f"{drawn_root}/Hands/").all()
+        for _, draw in gallery.groupby("draw"):
+            people = [person_of[Path(path).name] for path in draw["image_path"]]
+            assert sorted(people) == sorted(set(person_of.values()))
+        assert gallery["image_path"].nunique() > len(set(person_of.values()))  # draws differ
+    assert main(flags) == 0
+    assert all(first[key].equals(gallery) for key, gallery in galleries(drawn_root).items())
+
+
+@pytest.mark.parametrize("protocol", NEW_PROTOCOLS)
+def test_skip_missing_moves_nobody(drawn_root: Path, protocol: str) -> None:
+    flags = ["--input", str(drawn_root), "--protocol", protocol]
+    assert main(flags) == 0
+    whole = {name: read_split(drawn_root / name) for name in split_csvs(drawn_root)}
+    gone = remove_photos(drawn_root, "sub_dataset/palmar_pr.csv", (1, 4, 30))
+    assert main([*flags, "--skip_missing"]) == 0
+    for name, rows in whole.items():
+        left = [row for row in rows if Path(row[0]).name not in gone]
+        assert read_split(drawn_root / name) == left
+
+
+def test_what_burst_leaves_out_is_counted(
+    drawn_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--input", str(drawn_root), "--protocol", "burst"]) == 0
+    table = capsys.readouterr().out
+    parts = sides_on_disk(drawn_root, "burst")["dorsal_dr", 0]
+    everyone = plain_photos(drawn_root)["dorsal_dr"]
+    n = [len(parts[side]) for side in SHARES]
+    trained = by_person(parts["train"])
+    only = trained.keys() - by_person(parts["test"]).keys()
+    assert 0 < sum(n) < len(everyone)
+    cells = [
+        *("dorsal_dr", "0", str(len(everyone)), "12", "[-0-9.]+", "/".join(map(str, n))),
+        str(len(everyone) - sum(n)),
+        rf"{len(only)} \({sum(len(trained[person]) for person in only)}\)",
+        r"0 \(0\)",
+    ]
+    assert re.search(rf"^{chr(92)}s*".join(["", r"\s+".join(cells)]), table, re.MULTILINE), table
+
+
+def test_every_reason_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for name, protocol in PROTOCOLS.items():
+        assert f"\n{name}\n" in text
+        assert all(line in text for line in protocol.reason.splitlines())
+
+
+def rename_without_number(root: Path, *photos: str) -> None:
+    info = root / "HandInfo.csv"
+    for i, photo in enumerate(photos):
+        name = "unnumbered" + "x" * i + ".jp2"  # the 2 is no number
+        info.write_text(info.read_text().replace(photo, name))
+        (root / "Hands" / photo).rename(root / "Hands" / name)
+
+
+def test_photos_without_a_number(hands_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rename_without_number(hands_root, "Hand_0000002.jpg", "Hand_0000003.jpg")
+    assert main(["--input", str(hands_root)]) == 0
+    note = "2 photos have no number in their name (first: unnumbered.jp2): the leakage table counts"
+    assert note in capsys.readouterr().err
+    assert main(["--input", str(hands_root), "--protocol", "burst"]) == 1
+    error = "error: 2 photos have no number in their name (first: unnumbered"
+    assert error in capsys.readouterr().err
+    assert not (hands_root / "trainval" / "burst").exists()
+
+
+def test_leakage_without_any_number_is_not_known(tmp_path: Path) -> None:
+    lines = [f"{i % 3},20,male,fair,0,0,dorsal right,{'abcdefghij'[i]}.jpg,0" for i in range(10)]
+    header = "id,age,gender,skinColor,accessories,nailPolish,aspectOfHand,imageName,irregularities"
+    root = layout(tmp_path / "11k", "\n".join([header, *lines]) + "\n")
+    assert main(["--input", str(root)]) == 0
+    table = pd.read_csv(root / "trainval" / "leakage.csv")
+    val = table[(table["side"] == "val") & (table["aspect"] == "dorsal_dr")]
+    assert val["person_in_train"].notna().all()
+    assert val[["within_1", "within_2", "within_5"]].isna().all(axis=None)
+
+
+def test_more_folds_than_people(hands_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--input", str(hands_root), "--protocol", "subject-disjoint", "--folds"]
+    assert main([*flags, "7"]) == 1
+    assert "--folds is 7, but there are only 6 people; lower it" in capsys.readouterr().err
+    assert written(hands_root) == {}
+    assert main([*flags, "6"]) == 0
+
+
+def test_folds_of_a_former_split_are_not_left_beside_new_ones(
+    hands_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--input", str(hands_root), "--protocol", "subject-disjoint"]
+    assert main(flags) == 0
+    former = written(hands_root)
+    capsys.readouterr()
+    assert main([*flags, "--folds", "3"]) == 1
+    folder = hands_root / "trainval" / "subject-disjoint"
+    expected = f"{folder / 'dorsal_dl' / 'fold_3'} is of a split into more folds; delete {folder}\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert written(hands_root) == former
+
+
+def test_a_link_to_nowhere_is_a_missing_photo(
+    split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gone,) = remove_photos(split_root, "trainval/dorsal_dr/train.csv", (3,))
+    (split_root / "Hands" / gone).symlink_to("nowhere.jpg")
+    assert main(["--input", str(split_root)]) == 1
+    assert f"1 of 97 photos that {split_root}/HandInfo.csv lists are" in capsys.readouterr().err
+    assert main(["--input", str(split_root), "--skip_missing"]) == 0
+    assert "left out 1 of 97 photos" in capsys.readouterr().err
+
+
+def test_file_names_that_are_not_utf8_are_left_alone(split_root: Path) -> None:
+    first = written(split_root)
+    Path(os.fsdecode(bytes(split_root / "Hands") + b"/\xff.jpg")).touch()
+    assert main(["--input", str(split_root), "--skip_missing"]) == 0
+    assert written(split_root) == first

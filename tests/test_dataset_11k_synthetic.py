@@ -336,7 +336,9 @@ def test_small_network_learns_gender_of_people_never_seen() -> None:
 def test_same_flags_draw_nothing_again(small_set: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (small_set / "HandInfo.csv").stat().st_mtime_ns, contents(small_set)
     assert draw_small(small_set, "--processes", "2") == 0
-    assert "is there already" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "is there already" in said
+    assert said.endswith(f"split it: python dataset_11k_split.py --input {small_set}\n")
     assert ((small_set / "HandInfo.csv").stat().st_mtime_ns, contents(small_set)) == before
 
 

@@ -21,6 +21,7 @@ class ExampleConfig:
     epochs: int = flag(50, "a whole number")
     lr: float = flag(8e-4, "a number")
     device: str = flag("auto", "one of a few", choices=("auto", "cpu"))
+    output: Path = flag(Path("out"), "a folder", metavar="DIR")
     crop: tuple[int, ...] = flag((1, 2), "two numbers", nargs=2)
     warmup: bool = flag(True, "a switch that is on")
     resume: bool = flag(False, "a switch that is off")
@@ -89,6 +90,7 @@ def test_help_shows_each_default_once() -> None:
     assert text.count("(default: True)") == 1
     assert "(default: None)" not in text
     assert "--derived" not in text
+    assert all(shown in text for shown in ("--data FILE", "--output DIR", "--epochs INT"))
 
 
 def test_flags_not_given_are_absent() -> None:

@@ -523,8 +523,10 @@ def test_without_a_hub_the_two_ways_out_are_named(
     for address in serve(handler):
         monkeypatch.setenv("HF_ENDPOINT", address)
         start = time.monotonic()
-        with pytest.raises(ModelError, match="--backbone_weights FILE, or --no-pretrained"):
+        with pytest.raises(ModelError, match="--backbone_weights FILE, or --no-pretrained") as said:
             build(TINY_TAG, pretrained=True)
+        page = f"https://huggingface.co/timm/{TINY_TAG}"
+        assert f"hub not reachable; fetch model.safetensors from {page} and give" in str(said.value)
         assert time.monotonic() - start < 15
 
 
@@ -545,7 +547,7 @@ def test_cached_weights_need_no_hub(tag: str, hub_cache: Path) -> None:
 def test_damaged_cached_weights_are_an_error(hub_cache: Path) -> None:
     put_into_cache(hub_cache, TINY_TAG)
     next(hub_cache.rglob("model.safetensors")).write_bytes(b"damaged")
-    with pytest.raises(ModelError, match="cannot be fetched .*; give --backbone_weights FILE"):
+    with pytest.raises(ModelError, match="cannot be fetched .* and give --backbone_weights FILE"):
         build(TINY_TAG, pretrained=True)
 
 

@@ -50,7 +50,7 @@ def test_the_grid_is_drawn(tmp_path: Path, wrong: dict[str, list[int]]) -> None:
     assert (0x00, 0x72, 0xB2) in colours
 
 
-@pytest.mark.parametrize("n_classes", [1, 2, 6, 143])
+@pytest.mark.parametrize("n_classes", [1, 2, 6, 20, 30, 60, 143])
 def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(
     tmp_path: Path, n_classes: int
 ) -> None:
@@ -60,7 +60,10 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(
     predicted.iloc[0] = names[-1]
     report.plot_confusion(true, predicted, names, task="identity", path=tmp_path / "cm.png")
     with Image.open(tmp_path / "cm.png") as picture:
-        assert picture.width >= (2000 if n_classes > report.FEW_CLASSES else 300)
+        assert picture.width >= (2000 if n_classes == 143 else 300)
+        pixels = np.asarray(picture.convert("L"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert edge.min() == 255  # no text is cut off
 
 
 def test_the_architecture_is_drawn_by_one_command(tmp_path: Path) -> None:
@@ -68,6 +71,18 @@ def test_the_architecture_is_drawn_by_one_command(tmp_path: Path) -> None:
     assert report.main(["--architecture", str(path)]) == 0
     with Image.open(path) as picture:
         assert picture.width > 1000
+    assert report.main(["--architecture", str(path.with_suffix(".svg"))]) == 0
+    assert b"<svg" in path.with_suffix(".svg").read_bytes()
+
+
+@pytest.mark.parametrize("name", [".", "network", "network.gif"])
+def test_a_format_that_is_not_drawn_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--architecture", str(tmp_path / name)])
+    assert stop.value.code == 2
+    assert "give a .png or .svg or .pdf file" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_gets_one_line(

@@ -21,13 +21,17 @@ import torch
 
 import engine
 import run_folder
+import test as evaluation
 import train
 from dataset_11k import TASKS, HandsDataset, build_loader, read_rows
 from engine import predict_split
 from metrics import balanced_accuracy
 from model import IGAENet
+from ranks import Ranks
 from train import TrainConfig, build_optimizer, learning_rate, set_learning_rate, warmup_epochs
 from utils import UserError, load_checkpoint
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 # A tenth of a second per epoch; batches of 8 and 4 photos; batch norm, and with `drop_path`
 # random numbers in the model too.
@@ -145,7 +149,8 @@ def skip_training(
         return {"loss": 1.0, **dict.fromkeys(train.VAL_SCORES, scores(n_evaluated))}
 
     monkeypatch.setattr(train, "train_one_epoch", lambda *args, **kwargs: trained)
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(train, "predict_split", lambda *args, **kwargs: None)
+    monkeypatch.setattr(train, "val_scores", evaluate)
 
 
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, interrupted: int) -> None:
@@ -250,6 +255,15 @@ def test_optimisers(optimizer: str) -> None:
 
 
 OUT_OF_RANGE = [
+    ("ema", 1),
+    ("ema", -0.1),
+    ("clip_grad", 0),
+    ("clip_grad", "nan"),
+    ("accumulate", 0),
+    ("accumulate", 21),
+    ("compile", "maybe"),
+    ("cache", "tape"),
+    ("augment", "all"),
     ("image_size", 0),
     ("lr", 0),
     ("lr", -1),
@@ -424,6 +438,49 @@ def test_a_run_leaves_what_the_contract_says(
     assert config["label_space"]["identity"] == ids
 
 
+def put_sides(root: Path, trained: slice, scored: slice) -> None:
+    """Let train.csv show some people and val.csv some; who is on both sides has photos on both."""
+    header, *rows = attributes(root).read_text(encoding="utf-8").splitlines()
+    people = sorted({row.split(",")[1] for row in rows})
+    sides: dict[str, list[str]] = {"train": [header], "val": [header]}
+    for person in people:
+        first, second, *others = [row for row in rows if row.split(",")[1] == person]
+        sides["train"] += [first, second] if person in people[trained] else []
+        sides["val"] += others if person in people[scored] else []
+    for name, lines in sides.items():
+        split_csv(root, name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected"),
+    [
+        (slice(0, 3), "0 of 3 val people are in train: identity cannot be right;"),
+        (slice(0, 4), "1 of 3 val people are in train: the others' identity cannot be right;"),
+        (slice(0, 6), "3 of 3 val people are in train: the scores are of known hands,"),
+    ],
+)
+def test_the_result_says_whose_hands_were_scored(
+    trained: slice,
+    expected: str,
+    split_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put_sides(split_root, trained, scored=slice(3, 6))
+    assert run(split_root, tmp_path / "run", N_epochs=1) == 0
+    assert f"protocol paper: {expected}" in capsys.readouterr().out
+    best = tmp_path / "run" / "checkpoint-000001-best.pth"
+    where = {"attributes_file": attributes(split_root), "device": "cpu", "num_workers": 0}
+    flags = as_flags({"checkpoint": best, **where})
+    assert evaluation.main(flags) == 0
+    out = capsys.readouterr().out
+    assert f"\n{expected}" in out
+    assert "; the same photos chose the epoch\n" in out
+    split_csv(split_root, "train").unlink()  # now nobody can count
+    assert evaluation.main(flags) == 0
+    assert "\nthe same photos chose the epoch\n" in capsys.readouterr().out
+
+
 def test_a_checkpoint_alone_gives_the_score_it_names(split_root: Path, tmp_path: Path) -> None:
     assert run(split_root, tmp_path / "run", N_epochs=3, eval_every=1, lr=0.002) == 0
     (path,) = (tmp_path / "run").glob("*-best.pth")
@@ -437,11 +494,13 @@ def test_a_checkpoint_alone_gives_the_score_it_names(split_root: Path, tmp_path:
         rows,
         split_root / "Hands",
         ready.label_space,
-        transform=ready.transform,
+        side=ready.image_size,
         decode_size=ready.decode_size,
     )
     loader = build_loader(dataset, batch_size=5, num_workers=0, shuffle=False)
-    said = predict_split(ready.model, loader, device=ready.device, amp=ready.amp)
+    said = predict_split(
+        ready.model, loader, preprocessing=ready.preprocessing, amp=ready.amp, ranks=ALONE
+    )
     for i, task in enumerate(TASKS):
         score = balanced_accuracy(said.labels[:, i], said.logits[task].argmax(axis=1))
         stored = plain["metrics"][f"val_balanced_accuracy_{task}"]
@@ -535,7 +594,7 @@ def test_two_runs_of_one_second_get_two_folders(
             return datetime(2026, 1, 2, 3, 4, 5)
 
     skip_training(monkeypatch)
-    monkeypatch.setattr(train, "datetime", Clock)
+    monkeypatch.setattr(run_folder, "datetime", Clock)
     monkeypatch.chdir(tmp_path)
     flags = as_flags({"attributes_file": attributes(split_root), **TINY, "N_epochs": 1})
     for _ in range(3):
@@ -663,7 +722,6 @@ def finished(split_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("seed", 43),
         ("drop_path", 0.1),
         ("loss_weights", (1, 1, 2)),
-        ("attributes_file", "other/sub_dataset/dorsal_dr.csv"),
         ("amp", "bf16"),
         ("eval_every", 5),
     ],
@@ -764,6 +822,35 @@ def test_changed_rows_are_refused(
     assert len(records(finished)) == 3
 
 
+def test_the_data_may_move(finished: Path, split_root: Path) -> None:
+    moved = split_root.rename(split_root.with_name("moved"))
+    assert resume(finished) == 0  # it is finished, wherever the data may be
+    assert resume(finished, N_epochs=4, attributes_file=attributes(moved)) == 0
+    assert [line["epoch"] for line in records(finished)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda stored: stored["config"].update(colour="red"), "has colour, unknown"),
+        (lambda stored: stored["resolved"].pop("amp"), "begun by another version"),
+        (lambda stored: stored.pop("fingerprints"), "it describes no run"),
+    ],
+)
+def test_a_configuration_of_another_version_is_refused(
+    change: Callable[[dict[str, Any]], Any],
+    message: str,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = finished / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    change(stored)
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    assert resume(finished, N_epochs=4) == 1
+    assert message in last_line_of_stderr(capsys)
+
+
 def test_another_machine_is_announced(finished: Path) -> None:
     path = finished / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
@@ -840,6 +927,29 @@ def test_what_is_wrong_with_the_data_is_said_before_a_folder_is_made(
     assert run(split_root, tmp_path / "run", N_epochs=1) == 1
     assert re.search(expected, last_line_of_stderr(capsys))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (no_such_file, "dorsal_dr.csv not found; write it (README, Your own photos)"),
+        (no_split, "val.csv not found; write it (README, Your own photos)"),
+        (photo_in_both, "val.csv of dorsal_dr; delete one of the rows"),
+        (unknown_person, "dorsal_dr.csv; add the row there"),
+        (missing_photo, "put them there, or delete their rows"),
+    ],
+)
+def test_own_photos_are_not_sent_to_the_splitting_script(
+    damage: Callable[[Path], None],
+    expected: str,
+    split_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (split_root / "HandInfo.csv").unlink()
+    damage(split_root)
+    assert run(split_root, tmp_path / "run", N_epochs=1) == 1
+    assert last_line_of_stderr(capsys).endswith(expected)
 
 
 def test_a_run_of_which_only_the_best_checkpoint_is_left_goes_on_from_it(finished: Path) -> None:
@@ -1080,3 +1190,98 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(
             start(run_dir).finish()
         assert_same_run(whole, run_dir, n_epochs)
         assert not list(run_dir.glob(".*.tmp*"))
+
+
+# ----------------------------------------------------------------------------- how it computes
+
+
+def test_cached_photos_change_nothing(split_root: Path, tmp_path: Path) -> None:
+    for cache, workers in (("none", 0), ("disk", 2), ("ram", 0)):
+        assert run(split_root, tmp_path / cache, N_epochs=2, cache=cache, num_workers=workers) == 0
+    for cache in ("disk", "ram"):
+        assert_same(
+            learned(tmp_path / "none" / "checkpoint-000002.pth"),
+            learned(tmp_path / cache / "checkpoint-000002.pth"),
+        )
+    assert len(list((split_root / "cache").glob("*.pixels"))) == 2  # train and val have two sizes
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ema": 0.5},
+        {"augment": "batch"},
+        {"clip_grad": 0.1},
+        {"accumulate": 3},
+        {"grad_checkpointing": True, "backbone": "test_vit"},
+    ],
+)
+def test_a_flag_changes_what_is_learned_and_resumes(
+    values: dict[str, Any], split_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations computed twice are the same ones; the other flags make a difference."""
+    plain = {k: v for k, v in values.items() if k == "backbone"}
+    assert run(split_root, tmp_path / "plain", N_epochs=2, **plain) == 0
+    assert run(split_root, tmp_path / "whole", N_epochs=2, **values) == 0
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, 2)
+        assert run(split_root, tmp_path / "parted", N_epochs=2, **values) == 130
+    assert resume(tmp_path / "parted") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parted", 2)
+    name = "checkpoint-000002.pth"
+    models = [learned(tmp_path / run_dir / name)["model"] for run_dir in ("plain", "whole")]
+    same = all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+    assert same == ("grad_checkpointing" in values)
+
+
+def test_the_average_is_what_is_evaluated(split_root: Path, tmp_path: Path) -> None:
+    """With a decay of 0 the average is the model itself."""
+    assert run(split_root, tmp_path / "plain", N_epochs=2) == 0
+    assert run(split_root, tmp_path / "ema", N_epochs=2, ema=0) == 0
+    state = torch.load(tmp_path / "ema" / "checkpoint-000002.pth", weights_only=True)
+    assert_same(state["model"], state["trained"])
+    assert without_seconds(tmp_path / "ema") == without_seconds(tmp_path / "plain")
+
+
+def test_a_cache_folder_of_its_own(split_root: Path, tmp_path: Path) -> None:
+    assert run(split_root, tmp_path / "run", N_epochs=1, cache_dir=tmp_path / "scratch") == 0
+    assert list((tmp_path / "scratch").glob("*.pixels"))
+    assert not (split_root / "cache").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(split_root: Path, tmp_path: Path) -> None:
+    """Within float tolerance; the short last batch runs as it is."""
+    values = {"backbone": "test_vit", "drop_path": 0, "N_epochs": 3, "eval_every": 1}
+    try:
+        assert run(split_root, tmp_path / "compiled", compile="on", **values) == 0
+        assert resume(tmp_path / "compiled", N_epochs=4) == 0
+    finally:
+        torch.compiler.set_stance("default")
+    assert run(split_root, tmp_path / "plain", **values) == 0
+    assert resume(tmp_path / "plain", N_epochs=4) == 0
+    pairs = zip(
+        without_seconds(tmp_path / "compiled"), without_seconds(tmp_path / "plain"), strict=True
+    )
+    for compiled, plain in pairs:
+        assert compiled == pytest.approx(plain, abs=1e-4)
+
+
+def test_a_machine_that_cannot_compile(
+    split_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def compile_not(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_not)
+    assert run(split_root, tmp_path / "on", N_epochs=1, compile="on") == 1
+    assert "no C++ compiler" in last_line_of_stderr(capsys)
+    monkeypatch.setattr("compute.COMPILE_SECONDS", {"cpu": 0})
+    try:
+        assert run(split_root, tmp_path / "auto", N_epochs=1) == 0
+    finally:
+        torch.compiler.set_stance("default")
+    assert "--compile auto: off, the model cannot be compiled" in capsys.readouterr().err

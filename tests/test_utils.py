@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +30,14 @@ from utils import (
     atomic_write,
     describe_environment,
     load_checkpoint,
+    lock_file,
     one_line_errors,
     prepare_determinism,
     resolve_device,
     save_checkpoint,
     seed_everything,
     setup_logging,
+    total_memory,
     write_json,
 )
 
@@ -168,7 +175,62 @@ def test_append_line_adds_to_the_end(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one\ntwo\n"
 
 
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork"
+)
+def test_a_lock_is_held_until_its_process_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hold() -> None:
+        with lock_file(path, wait=False):
+            held.set()
+            time.sleep(60)
+
+    caplog.set_level(logging.INFO, "igae")
+    path, context = tmp_path / ".lock", multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=hold)
+    holder.start()
+    assert held.wait(30)
+    with pytest.raises((BlockingIOError, PermissionError)):
+        lock_file(path, wait=False)
+    assert caplog.records == []
+    threading.Timer(0.3, holder.kill).start()
+    with lock_file(path, wait=True):
+        holder.join(30)
+    assert [r.message for r in caplog.records] == [
+        f"waiting for another process, which holds {path}"
+    ]
+    caplog.clear()
+    lock_file(path, wait=True).close()  # free again
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_lock_that_cannot_be_had_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    def refuse(file: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with pytest.raises(FileNotFoundError):
+        lock_file(tmp_path / "nowhere" / ".lock", wait=wait)
+    monkeypatch.setattr(utils, "take_lock", refuse)
+    with pytest.raises(OSError, match="No locks available"):
+        lock_file(tmp_path / ".lock", wait=wait)
+
+
 # ----------------------------------------------------------------------------- machine
+
+
+def test_total_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert total_memory() == 0 or 2**28 < total_memory() < 2**50
+
+    def unknown(name: str) -> int:
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(os, "sysconf", unknown, raising=False)
+    assert total_memory() == 0
 
 
 @pytest.mark.parametrize(
@@ -355,10 +417,25 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(UserError, match=r"^checkpoint .* not found; train.py writes them to"):
-            load_checkpoint(path)
+@pytest.mark.parametrize(
+    ("there", "asked", "message"),
+    [
+        ([], "none.pth", "not found; train.py writes them to checkpoints/<run>/"),
+        ([], "", "is a folder; train.py writes them to checkpoints/<run>/"),
+        (["000003", "000002-best"], "none.pth", "not found; {} holds {}"),
+        (["000003", "000002-best"], "", "is a folder; give {}/checkpoint-000002-best.pth"),
+        (["000003"], "", "is a folder; {} holds {}"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there(
+    tmp_path: Path, there: list[str], asked: str, message: str
+) -> None:
+    names = sorted(f"checkpoint-{name}.pth" for name in there)
+    for name in names:
+        (tmp_path / name).touch()
+    expected = f"checkpoint {tmp_path / asked} {message.format(tmp_path, ', '.join(names))}"
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        load_checkpoint(tmp_path / asked)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former(

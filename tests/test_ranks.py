@@ -1,0 +1,152 @@
+"""Several processes that train together: as one would, whoever falls out, in both directions."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ranks import Ranks, join_ranks, was_restarted
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def command(root: Path, run_dir: Path, n_ranks: int, *flags: str) -> list[str]:
+    """Return the command that trains a tiny transformer for 4 epochs of batches of 8 and 4."""
+    program = [sys.executable]
+    if n_ranks > 1:
+        program += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
+    attributes = root / "sub_dataset" / "dorsal_dr.csv"
+    tiny = "--backbone test_vit --no-pretrained --image_size 32 --drop_path 0 --amp off"
+    tiny += " --device cpu --num_workers 0 --batch_size 8 --N_epochs 4 --eval_every 2 --ema 0.9"
+    train = [str(REPOSITORY / "train.py"), "--attributes_file", str(attributes), *tiny.split()]
+    return [*program, *train, "--run_dir", str(run_dir), *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, capture_output=True, text=True, env=environment(), timeout=300, check=False
+    )
+
+
+def resume(run_dir: Path, n_ranks: int, n_epochs: int) -> subprocess.CompletedProcess[str]:
+    whole = command(run_dir, run_dir, n_ranks)
+    start = whole.index(str(REPOSITORY / "train.py")) + 1
+    return run([*whole[:start], "--resume", str(run_dir), "--N_epochs", str(n_epochs)])
+
+
+def curve(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the epochs' records, without the seconds."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_curve(one: Path, other: Path) -> None:
+    """Losses within float tolerance; scores of the same photos."""
+    assert len(curve(one)) == len(curve(other))
+    for mine, theirs in zip(curve(one), curve(other), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_one_process_alone_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = join_ranks(CPU)
+    assert ranks == Ranks(0, 1, CPU)
+    assert ranks.is_first
+    assert ranks.share(lambda: 7) == 7
+    assert ranks.gather("x") == ["x"]
+    model = torch.nn.Linear(2, 2)
+    assert ranks.together(model) is model
+    assert not was_restarted()
+
+
+def test_two_processes_learn_what_one_learns(split_root: Path, tmp_path: Path) -> None:
+    """Of 12 val photos in batches of 4, and of a last training batch of 4, each has a part."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    assert run(command(split_root, alone, 1)).returncode == 0
+    done = run(command(split_root, pair, 2))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best epoch") == 1  # the first process alone prints
+    assert done.stderr.count("epoch 4/4") == 1
+    assert_same_curve(alone, pair)
+    one, other = (
+        torch.load(folder / "checkpoint-000004.pth", weights_only=True) for folder in (alone, pair)
+    )
+    for key in ("model", "trained"):
+        for name, tensor in one[key].items():
+            torch.testing.assert_close(tensor, other[key][name], atol=2e-4, rtol=1e-3)
+    assert sorted(path.name for path in pair.iterdir()) == sorted(
+        path.name for path in alone.iterdir()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_goes_on(
+    before: int, after: int, split_root: Path, tmp_path: Path
+) -> None:
+    for folder, first, then in ((tmp_path / "one", 1, 1), (tmp_path / "two", before, after)):
+        assert run(command(split_root, folder, first, "--N_epochs", "2")).returncode == 0
+        done = resume(folder, then, 4)
+        assert done.returncode == 0, done.stderr
+        assert ("resumed elsewhere than begun" in done.stderr) == (first != then)
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_a_killed_process_ends_the_other_and_a_restart_goes_on(
+    restarts: int, split_root: Path, tmp_path: Path
+) -> None:
+    arguments = command(split_root, tmp_path / "killed", 2, "--N_epochs", "40")
+    arguments.insert(arguments.index("--standalone"), f"--max-restarts={restarts}")
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        kill_one_child(process.pid, tmp_path / "killed")
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=200)
+    if restarts:
+        assert process.returncode == 0, errors
+        assert run(command(split_root, tmp_path / "whole", 2, "--N_epochs", "40")).returncode == 0
+        assert_same_curve(tmp_path / "whole", tmp_path / "killed")
+    else:
+        assert process.returncode != 0
+        assert time.monotonic() - start < 30
+        assert "error: another process of this run has ended" in errors
+
+
+def kill_one_child(parent: int, run_dir: Path) -> None:
+    """Kill -9 a process that torchrun started, once the run has done an epoch."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(run_dir.glob("checkpoint-*.pth")):
+            found = subprocess.run(
+                ["pgrep", "-P", str(parent)], capture_output=True, text=True, check=True
+            )
+            os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run has not begun")
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(split_root: Path, tmp_path: Path) -> None:
+    done = run(command(split_root, tmp_path / "run", 2, "--batch_size", "7"))
+    assert done.returncode != 0
+    assert re.search(r"error: --batch_size 7 cannot be divided among 2 processes", done.stderr)
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
