@@ -280,6 +280,15 @@ def say_who_is_known(rows: pd.DataFrame, trained: pd.DataFrame, split: str) -> s
     return f"{len(known)} of {len(people)} {split} people are in train: {meaning}"
 
 
+def frame_numbers(names: pd.Series) -> pd.Series:
+    """Return each photo's place in the videos, float: the last number in its name, or NaN.
+
+    Hand_0000123.jpg is frame 123. Of more than 15 digits, what a float can tell, the last count.
+    """
+    stems = names.str.replace(r"\.[^.]*$", "", regex=True)
+    return stems.str.extract(r"([0-9]{1,15})[^0-9]*$", expand=False).astype(float)
+
+
 def fingerprint(rows: pd.DataFrame) -> str:
     """Return a hash of the photo names and labels of `read_rows`, in their order."""
     text = rows[["name", "id", "gender", "age"]].to_csv(index=False, lineterminator="\n")

@@ -36,6 +36,7 @@ from dataset_11k import (
     SplitFiles,
     age_group,
     check_photos,
+    frame_numbers,
     missing_photos,
     read_hand_info,
 )
@@ -124,15 +125,6 @@ def rows_by_aspect(hand_info: pd.DataFrame, input_folder: str) -> dict[str, pd.D
         age_group=plain["age"].map(age_group),
     )
     return {aspect: rows[rows["aspectOfHand"] == value] for aspect, value in ASPECTS.items()}
-
-
-def frame_numbers(names: pd.Series) -> pd.Series:
-    """Return each photo's place in the videos, float: the last number in its name, or NaN.
-
-    Hand_0000123.jpg is frame 123. Of more than 15 digits, what a float can tell, the last count.
-    """
-    stems = names.str.replace(r"\.[^.]*$", "", regex=True)
-    return stems.str.extract(r"([0-9]{1,15})[^0-9]*$", expand=False).astype(float)
 
 
 def published_order(by_aspect: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -518,12 +510,13 @@ def warn_of_unnumbered(rows: pd.DataFrame) -> None:
         )
 
 
-def print_train_command(splits: dict[str, AspectSplit], root: Path) -> None:
+def print_train_command(splits: dict[str, AspectSplit], root: Path, protocol: str) -> None:
     """Print how to train on the first aspect that has photos to train on and to choose by."""
     for aspect, (_, folds) in splits.items():
         if len(folds[0]["train"]) and len(folds[0]["val"]):
             attributes = SplitFiles(root, aspect, "paper").attributes
-            print(f"train on one: python train.py --attributes_file {attributes}")
+            other = "" if protocol == "paper" else f" --protocol {protocol}"
+            print(f"train on one: python train.py --attributes_file {attributes}{other}")
             return
 
 
@@ -561,8 +554,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_split(splits, leakage, config.protocol)
     folder = files.drawn.relative_to(root)
     print(f"wrote {len(tables) + 1} files below {root}: sub_dataset/, {folder}/")
-    if config.protocol == "paper":  # train.py takes no other so far
-        print_train_command(splits, root)
+    print_train_command(splits, root, config.protocol)
     return 0
 
 

@@ -98,6 +98,7 @@ class Predictor:
     decode_size: int
     device: torch.device
     amp: str
+    temperature: dict[str, float]  # task -> what its logits are divided by before softmax
 
 
 def load_predictor(
@@ -131,6 +132,7 @@ def load_predictor(
         decode_size=resolved["decode_size"],
         device=where,
         amp=resolve_amp(amp or resolved["amp"], model, where, Shape(batch_size, size)),
+        temperature={task: state.get("temperature", {}).get(task, 1.0) for task in TASKS},
     )
 
 

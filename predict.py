@@ -140,15 +140,18 @@ def report_failures(failures: Sequence[str]) -> None:
         print(f"error: {failure}", file=sys.stderr)
 
 
-def likeliest(logits: np.ndarray, names: Sequence[str], top_k: int) -> list[dict[str, str | float]]:
+def likeliest(
+    logits: np.ndarray, names: Sequence[str], top_k: int, temperature: float
+) -> list[dict[str, str | float]]:
     """Return the `top_k` likeliest classes of one photo, likeliest first.
 
     Args:
         logits: (n_classes,) float32, before softmax.
         names: of the classes.
         top_k: at most that many.
+        temperature: that the logits are divided by.
     """
-    probabilities = softmax(logits[None])[0]
+    probabilities = softmax(logits[None], temperature)[0]
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     return [{"class": names[i], "probability": float(probabilities[i])} for i in order]
 
@@ -166,10 +169,13 @@ def answers(
         show_progress=False,
     ):
         for i, place in enumerate(torch.as_tensor(item.row).tolist()):
-            yield (
-                place,
-                {task: likeliest(logits[task][i].numpy(), names[task], top_k) for task in TASKS},
-            )
+            said = {
+                task: likeliest(
+                    logits[task][i].numpy(), names[task], top_k, predictor.temperature[task]
+                )
+                for task in TASKS
+            }
+            yield place, said
 
 
 def csv_row(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils import UserError
 
-JOIN_MINUTES = 30  # until a rank that waits for the others gives up; filling a cache takes a while
+JOIN_MINUTES = 15  # until a rank that waits for the others gives up; filling a cache takes a while
 
 Value = TypeVar("Value")
 

@@ -134,24 +134,30 @@ class ChosenRows(NamedTuple):
     mistakes: list[int]  # most confident first
 
 
-def choose_rows(table: pd.DataFrame, seed: int = 0) -> ChosenRows:
+def choose_rows(table: pd.DataFrame, tasks: Sequence[str] = TASKS, seed: int = 0) -> ChosenRows:
     """Choose two grid rows of photos at random, and one of the most confident mistakes.
 
     Args:
         table: predictions.csv.
+        tasks: that were asked; of strangers, identity is not.
         seed: of the random choice.
     """
     n_random = min(2 * GRID_COLUMNS, len(table))
     random = np.random.default_rng(seed).choice(len(table), n_random, replace=False)
-    wrong = np.stack([table[f"{t}_true"] != table[f"{t}_pred"] for t in TASKS], axis=1)
-    probability = np.stack([table[f"{t}_prob"] for t in TASKS], axis=1)
+    wrong = np.stack([table[f"{t}_true"] != table[f"{t}_pred"] for t in tasks], axis=1)
+    probability = np.stack([table[f"{t}_prob"] for t in tasks], axis=1)
     confidence = np.where(wrong, probability, 0).max(axis=1)
     order = np.argsort(-confidence, kind="stable")[:GRID_COLUMNS]
     return ChosenRows(sorted(random.tolist()), [int(i) for i in order if confidence[i] > 0])
 
 
 def plot_sample_grid(
-    table: pd.DataFrame, chosen: ChosenRows, photos: Sequence[Image.Image], *, path: Path
+    table: pd.DataFrame,
+    chosen: ChosenRows,
+    photos: Sequence[Image.Image],
+    *,
+    path: Path,
+    tasks: Sequence[str] = TASKS,
 ) -> None:
     """Draw photos with true and predicted classes.
 
@@ -160,6 +166,7 @@ def plot_sample_grid(
         chosen: its rows to show.
         photos: their pictures, random ones first.
         path: PNG to write.
+        tasks: as in `choose_rows`.
     """
     from matplotlib.figure import Figure
 
@@ -176,7 +183,7 @@ def plot_sample_grid(
     places = [divmod(i, GRID_COLUMNS) for i in range(len(chosen.random))]
     places += [(n_random_lines, i) for i in range(len(chosen.mistakes))]
     for place, row, photo in zip(places, rows, photos, strict=True):
-        show_photo(axes[place], table.iloc[row], photo)
+        show_photo(axes[place], table.iloc[row], photo, tasks)
     axes[0, 0].set_title("chosen at random", loc="left", fontsize=11, fontweight="bold")
     if chosen.mistakes:
         axes[n_random_lines, 0].set_title(
@@ -185,14 +192,14 @@ def plot_sample_grid(
     save_figure(figure, path, dpi=100)
 
 
-def show_photo(axes: Axes, row: pd.Series, photo: Image.Image) -> None:
+def show_photo(axes: Axes, row: pd.Series, photo: Image.Image, tasks: Sequence[str]) -> None:
     """Draw one photo; a mistake has a cross, a thick dashed frame and both classes named."""
     axes.axis("on")
     axes.imshow(photo)
     axes.set_xticks([])
     axes.set_yticks([])
     lines: list[tuple[str, bool]] = []
-    for task in TASKS:
+    for task in tasks:
         right = row[f"{task}_true"] == row[f"{task}_pred"]
         said = f"{row[f'{task}_pred']} ({row[f'{task}_prob']:.0%})"
         text = f"✓ {task} {said}" if right else f"✗ {task} {said}, is {row[f'{task}_true']}"

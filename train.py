@@ -2,7 +2,8 @@
 
     python train.py --attributes_file ./11k/sub_dataset/dorsal_dr.csv
 
-reads the aspect's train and val rows (dataset_11k_split.py) and writes checkpoints/<time>/:
+reads the aspect's train and val rows (dataset_11k_split.py; --protocol, --fold) and writes
+checkpoints/<time>/:
 config.json, metrics.jsonl (a line per epoch), train.log, tensorboard/, and checkpoints that are
 each enough to evaluate, predict or resume. The defaults are the published recipe.
 """
@@ -10,6 +11,7 @@ each enough to evaluate, predict or resume. The defaults are the published recip
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -28,11 +31,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from compute import Shape, check_amp, compile_backbone, resolve_compute
 from dataset_11k import (
-    SPLITS,
+    PROTOCOLS,
     TASKS,
     Augmentation,
     HandsDataset,
     LabelSpace,
+    SplitFiles,
     advise,
     build_loader,
     check_photos,
@@ -64,7 +68,8 @@ from flags import (
     config_to_json,
     flag,
 )
-from metrics import balanced_accuracy
+from matching import cosine_similarity, gallery_ranks
+from metrics import balanced_accuracy, class_means, fit_temperature
 from model import BACKBONES, IGAENet, find_backbone, parameter_groups
 from photo_cache import attach_cache, keep_on_device
 from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
@@ -104,7 +109,8 @@ FREE_ON_RESUME = (
     *("resume", "run_dir"),
 )
 # What an evaluation during training scores, once over the whole val split.
-VAL_SCORES = (*(f"balanced_accuracy_{task}" for task in TASKS), "mean_balanced_accuracy")
+VAL_SCORES = (*(f"balanced_accuracy_{task}" for task in TASKS), "mean_balanced_accuracy", "rank_1")
+NO_LABEL = -100  # what PyTorch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,9 @@ class TrainConfig:
 
     attributes_file: Path = flag(Path("./11k/sub_dataset/dorsal_dr.csv"), "CSV of the hand aspect")
     protocol: str = flag(
-        "paper", "split to train on, as in dataset_11k_split.py", choices=("paper",)
+        "paper", "split to train on, as in dataset_11k_split.py", choices=tuple(PROTOCOLS)
     )
+    fold: int | None = flag(None, "of --protocol subject-disjoint, from 0 (default: 0)")
     backbone: str = flag("swin_t", f"{', '.join(BACKBONES)} or any timm model")
     pretrained: bool = flag(True, "start from timm's ImageNet weights")
     backbone_weights: Path | None = flag(None, "start from this .pth or .safetensors file instead")
@@ -182,6 +189,8 @@ class TrainConfig:
         """Refuse values outside their range, and flags that contradict each other."""
         positive = ("image_size", "lr", "batch_size", "N_epochs", "eval_every", "accumulate")
         not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed", "num_workers")
+        if self.fold is not None and not PROTOCOLS[self.protocol].disjoint:
+            raise ValueError(f"--fold: --protocol {self.protocol} has no folds; leave it out")
         if self.image_size > MAX_IMAGE_SIZE:
             raise ValueError(f"--image_size must be at most {MAX_IMAGE_SIZE}")
         shares = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
@@ -232,9 +241,9 @@ class Data:
     """The rows of an aspect and the names of their classes."""
 
     folder: Path
-    rows: dict[str, pd.DataFrame]
+    rows: dict[str, pd.DataFrame]  # train and val
     label_space: LabelSpace
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, str]  # of every split, as test.py asks whether it is the same
 
 
 # ----------------------------------------------------------------------------- pure parts
@@ -281,38 +290,149 @@ def checkpoint_bytes(model: IGAENet, config: TrainConfig) -> int:
     return copies * parameters + sum(b.numel() * b.element_size() for b in model.buffers())
 
 
-def val_scores(predictions: Predictions, config: TrainConfig) -> dict[str, float]:
-    """Return loss and balanced accuracies, each scored once over the whole split."""
+def first_photo_rank_1(predictions: Predictions, people: np.ndarray) -> float | None:
+    """Return the share of photos whose most similar gallery photo shows the same person.
+
+    The gallery is everybody's first photo by row, the others are queries; each counts the same
+    (`matching.gallery_ranks`). None where nobody has two photos.
+    """
+    gallery = np.unique(people, return_index=True)[1]
+    embedding = predictions.embedding
+    ranks = gallery_ranks(cosine_similarity(embedding, embedding), people, gallery[None])
+    ranks = ranks[~np.isnan(ranks)]
+    return float((ranks == 1).mean()) if len(ranks) else None
+
+
+def val_scores(
+    predictions: Predictions, people: np.ndarray, config: TrainConfig
+) -> dict[str, float | None]:
+    """Return loss and `VAL_SCORES`, each scored once over the whole split.
+
+    A disjoint protocol has only strangers on val: identity has no loss and no balanced accuracy
+    (None), their embeddings are matched instead (`rank_1`, else None).
+
+    Args:
+        predictions: of the val rows.
+        people: (N,) who is on the photo.
+        config: of the run.
+    """
     logits = {task: torch.from_numpy(values) for task, values in predictions.logits.items()}
-    losses = task_losses(logits, torch.from_numpy(predictions.labels), config.label_smoothing)
+    known = predictions.labels >= 0
+    labels = torch.from_numpy(np.where(known, predictions.labels, NO_LABEL))
+    asked = torch.from_numpy(known.any(axis=0))
+    losses = task_losses(logits, labels, config.label_smoothing)[asked]
     if not losses.isfinite().all():
         raise UserError(
             "the model's answers on val are not finite; go on from the last checkpoint with a lower"
             " --lr in a new run, or with --amp off"
         )
-    scores = [
-        balanced_accuracy(predictions.labels[:, i], predictions.logits[task].argmax(axis=1))
+    scores = {
+        task: balanced_accuracy(
+            predictions.labels[known[:, i], i], predictions.logits[task][known[:, i]].argmax(axis=1)
+        )
         for i, task in enumerate(TASKS)
-    ]
+        if known[:, i].any()
+    }
+    disjoint = PROTOCOLS[config.protocol].disjoint
     return {
-        "loss": float((losses * torch.tensor(config.loss_weights)).sum()),
-        **dict(zip(VAL_SCORES, [*scores, sum(scores) / len(scores)], strict=True)),
+        "loss": float((losses * torch.tensor(config.loss_weights)[asked]).sum()),
+        **{f"balanced_accuracy_{task}": scores.get(task) for task in TASKS},
+        "mean_balanced_accuracy": sum(scores.values()) / len(scores),
+        "rank_1": first_photo_rank_1(predictions, people) if disjoint else None,
+    }
+
+
+def selection_score(scores: Mapping[str, float | None]) -> float:
+    """Return what the best epoch has most of.
+
+    The mean of the three balanced accuracies; in a disjoint protocol of those of gender and age,
+    and rank-1.
+    """
+    parts = [scores[name] for name in VAL_SCORES if name != "mean_balanced_accuracy"]
+    counted = [part for part in parts if part is not None]
+    return sum(counted) / len(counted)
+
+
+def fit_temperatures(predictions: Predictions) -> dict[str, float]:
+    """Return the temperature of each task, fitted on val; a task without a known class has none."""
+    return {
+        task: fit_temperature(predictions.logits[task][known], predictions.labels[known, i])
+        for i, task in enumerate(TASKS)
+        if (known := predictions.labels[:, i] >= 0).any()
+    }
+
+
+def describe_training(rows: pd.DataFrame, space: LabelSpace) -> dict[str, Any]:
+    """Return what test.py's controls and ages in years ask of the training rows.
+
+    Keys: `counts` (task -> photos of each class), `mean_ages` (in years, of each age group; None:
+    no photo), `people` (gender, age -> class of each person of the space; -1: no photo).
+    """
+    labels, sizes = space.encode(rows), space.sizes
+    means = class_means(rows["age"].to_numpy(), labels[:, TASKS.index("age")], sizes["age"])
+    people, first = np.unique(labels[:, 0], return_index=True)
+    of_person = np.full((sizes["identity"], len(TASKS)), -1)
+    of_person[people] = labels[first]
+    counts = {t: np.bincount(labels[:, i], minlength=sizes[t]) for i, t in enumerate(TASKS)}
+    return {
+        "counts": {task: values.tolist() for task, values in counts.items()},
+        "mean_ages": [None if math.isnan(mean) else mean for mean in means.tolist()],
+        "people": {t: of_person[:, i].tolist() for i, t in enumerate(TASKS) if t != "identity"},
     }
 
 
 # ----------------------------------------------------------------------------- data
 
 
+def check_fold(files: SplitFiles) -> None:
+    """Refuse a protocol that was not drawn for the aspect, or a fold that it does not have."""
+    if files.protocol == "paper" or files.split("train").parent.is_dir():
+        return
+    aspect = files.drawn / files.aspect
+    folds = sorted(int(p.name[5:]) for p in aspect.glob("fold_*") if p.name[5:].isdecimal())
+    if not folds:
+        raise UserError(
+            f"{aspect} has no folds; run dataset_11k_split.py --protocol {files.protocol} first"
+        )
+    raise UserError(f"--fold {files.fold}: {aspect} has the folds {', '.join(map(str, folds))}")
+
+
+def check_sides(rows: Mapping[str, pd.DataFrame], files: SplitFiles) -> None:
+    """Refuse a photo, and in a disjoint protocol a person, on two sides; elsewhere strangers."""
+    again = "run dataset_11k_split.py again"
+    disjoint = PROTOCOLS[files.protocol].disjoint
+    for one, other in itertools.combinations(rows, 2):
+        for column in ("name", "id") if disjoint else ("name",):
+            both = rows[other][rows[other][column].isin(rows[one][column])]
+            if len(both):
+                raise UserError(
+                    f"{both[column].iloc[0]} is in {one}.csv and in {other}.csv of {files.aspect}; "
+                    + advise(files.photos, again, by_hand="delete one of the rows")
+                )
+    for split, part in rows.items():
+        strangers = part[~part["id"].isin(rows["train"]["id"])]
+        if len(strangers) and not disjoint and files.protocol != "paper":
+            raise UserError(
+                f"{files.split(split)}: {strangers['name'].iloc[0]} shows"
+                f" {strangers['id'].iloc[0]}, who has no train photo; only subject-disjoint tests"
+                f" strangers; {again}"
+            )
+
+
 def read_data(config: TrainConfig) -> Data:
-    """Return the checked rows of the aspect: photos there, no photo or person out of place."""
-    files = locate(config.attributes_file, config.protocol)
-    rows = {split: read_rows(files.split(split)) for split in SPLITS}
+    """Return the checked rows of the aspect: photos there, no photo or person out of place.
+
+    Of test only the list is read, to see that nothing of it is on another side.
+    """
+    files = locate(config.attributes_file, config.protocol, config.fold or 0)
+    check_fold(files)
+    rows = {s: read_rows(files.split(s)) for s in PROTOCOLS[config.protocol].splits}
     everyone = read_rows(config.attributes_file)
     warn_of_odd_ages(everyone, config.attributes_file)
     again = "run dataset_11k_split.py again"
     for split, part in rows.items():
         source = files.split(split)
-        if part.empty:
+        if part.empty and split != "test":
             raise UserError(f"{source} lists no photo of {files.aspect}; train on another aspect")
         strangers = part[~part["id"].isin(everyone["id"])]
         if len(strangers):
@@ -321,13 +441,9 @@ def read_data(config: TrainConfig) -> Data:
                 f" not in {config.attributes_file}; "
                 + advise(source, again, by_hand="add the row there")
             )
-        check_photos(part, files.photos, source)
-    both = rows["val"][rows["val"]["name"].isin(rows["train"]["name"])]
-    if len(both):
-        raise UserError(
-            f"{both['name'].iloc[0]} is in train.csv and in val.csv of {files.aspect}; "
-            + advise(files.photos, again, by_hand="delete one of the rows")
-        )
+        if split != "test":
+            check_photos(part, files.photos, source)
+    check_sides(rows, files)
     unseen = rows["val"][~rows["val"]["id"].isin(rows["train"]["id"])]
     counts = ", ".join(f"{len(part)} {split}" for split, part in rows.items())
     logger.info(
@@ -335,8 +451,10 @@ def read_data(config: TrainConfig) -> Data:
         *(files.aspect, config.protocol, counts, everyone["id"].nunique()),
         *(len(unseen), unseen["id"].nunique()),
     )
+    known = everyone if config.protocol == "paper" else rows["train"]
     fingerprints = {split: fingerprint(part) for split, part in rows.items()}
-    return Data(files.photos, rows, LabelSpace.of_people(everyone["id"].tolist()), fingerprints)
+    rows.pop("test", None)
+    return Data(files.photos, rows, LabelSpace.of_people(known["id"].tolist()), fingerprints)
 
 
 def build_loaders(
@@ -432,6 +550,7 @@ class Run:
 
     folder: Path
     facts: dict[str, Any]  # config.json: config, resolved, label_space, fingerprints, ...
+    training: dict[str, Any]  # as `describe_training` returns it
     model: IGAENet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -441,10 +560,19 @@ class Run:
     best_epoch: int = 0
     best_score: float = -1.0
 
-    def save(self, record: Mapping[str, Any]) -> None:
-        """Write the epoch's checkpoint, then let go of what it replaces."""
+    def save(
+        self, record: Mapping[str, Any], temperature: Mapping[str, float] | None = None
+    ) -> None:
+        """Write the epoch's checkpoint, then let go of what it replaces.
+
+        Args:
+            record: its line of metrics.jsonl.
+            temperature: as `fit_temperatures` returns it; None: val was not evaluated.
+        """
         state = {
             **self.facts,
+            "training": self.training,
+            "temperature": dict(temperature or {}),
             "epoch": self.epoch,
             "best": {"epoch": self.best_epoch, "score": self.best_score},
             "metrics": dict(record),
@@ -590,6 +718,7 @@ def prepare_run(
     run = Run(
         folder=folder,
         facts=facts,
+        training=describe_training(data.rows["train"], data.label_space),
         model=model,
         optimizer=build_optimizer(model, config),
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=resolved.amp == "fp16"),
@@ -641,7 +770,8 @@ def train(run: Run, config: TrainConfig, resolved: Resolved, data: Data, ranks: 
             epoch=epoch,
             after_step=run.average,
         )
-        scores: dict[str, float] = {}
+        scores: dict[str, float | None] = {}
+        temperature = None
         if epoch % config.eval_every == 0 or epoch == config.N_epochs:
             predictions = predict_split(
                 run.evaluated,
@@ -650,10 +780,11 @@ def train(run: Run, config: TrainConfig, resolved: Resolved, data: Data, ranks: 
                 amp=resolved.amp,
                 ranks=ranks,
             )
-            scores = val_scores(predictions, config)
+            scores = val_scores(predictions, data.rows["val"]["id"].to_numpy(), config)
+            temperature = fit_temperatures(predictions)
         run.epoch = epoch
-        if scores and scores["mean_balanced_accuracy"] > run.best_score:
-            run.best_epoch, run.best_score = epoch, scores["mean_balanced_accuracy"]
+        if scores and selection_score(scores) > run.best_score:
+            run.best_epoch, run.best_score = epoch, selection_score(scores)
         if board is not None:
             record = {
                 "epoch": epoch,
@@ -664,7 +795,13 @@ def train(run: Run, config: TrainConfig, resolved: Resolved, data: Data, ranks: 
             }
             log_epoch(record, config.N_epochs, board)
             append_line(run.folder / "metrics.jsonl", json.dumps(record, allow_nan=False))
-            run.save(record)
+            run.save(record, temperature)
+
+
+def named_scores(record: Mapping[str, Any]) -> list[str]:
+    """Return the scores of an evaluated epoch that there are, as text; `record` has its line."""
+    named = {task: f"val_balanced_accuracy_{task}" for task in TASKS} | {"rank-1": "val_rank_1"}
+    return [f"{n} {record[key]:.4f}" for n, key in named.items() if record.get(key) is not None]
 
 
 def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) -> None:
@@ -673,7 +810,7 @@ def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) ->
     parts += [f"lr {record['lr']:.2e}", f"train loss {record['train_loss']:.4f}"]
     if record["val_loss"] is not None:
         parts.append(f"val loss {record['val_loss']:.4f}")
-        parts += [f"{name.split('_')[-1]} {record[f'val_{name}']:.4f}" for name in VAL_SCORES[:-1]]
+        parts += named_scores(record)
     logger.info("%s", ", ".join(parts))
     for name, value in record.items():
         if value is not None and name != "epoch":
@@ -686,10 +823,11 @@ def print_result(run: Run, config: TrainConfig, rows: Mapping[str, pd.DataFrame]
         print(f"the best epoch is still {run.best_epoch}, whose checkpoint is not in {run.folder}")
         return
     best = load_checkpoint(run.best_checkpoint)["metrics"]
-    scores = ", ".join(f"{task} {best[f'val_balanced_accuracy_{task}']:.4f}" for task in TASKS)
-    print(f"best epoch {run.best_epoch}: balanced accuracy on val {scores}")
+    print(f"best epoch {run.best_epoch}: balanced accuracy on val {', '.join(named_scores(best))}")
     known = say_who_is_known(rows["val"], rows["train"], "val")
-    print(f"protocol {config.protocol}: {known}; the same photos chose this epoch")
+    reported = "test" if "test" in PROTOCOLS[config.protocol].splits else "val"
+    chose = "the same photos" if reported == "val" else "they, not the test photos,"
+    print(f"protocol {config.protocol}: {known}; {chose} chose this epoch")
     print(
         f"evaluate it: python test.py --attributes_file {config.attributes_file}"
         f" --checkpoint {run.best_checkpoint}"

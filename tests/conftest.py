@@ -192,6 +192,24 @@ def tiny_checkpoint(split_root: Path, tmp_path: Path) -> Path:
     return next(run.glob("*-best.pth"))
 
 
+@pytest.fixture
+def disjoint_checkpoint(split_root: Path, tmp_path: Path) -> Path:
+    """One epoch on fold 1 of 3: two of the split_root's people each in train, val and test."""
+    flags = "--backbone test_resnet --no-pretrained --image_size 32 --amp off --device cpu"
+    flags += " --num_workers 0 --batch_size 8 --N_epochs 1 --protocol subject-disjoint --fold 1"
+    attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
+    draw = ["--input", str(split_root), "--protocol", "subject-disjoint", "--folds", "3"]
+    with (
+        same_globals(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        assert dataset_11k_split.main(draw) == 0
+        given = ["--attributes_file", str(attributes), "--run_dir", str(tmp_path / "disjoint")]
+        assert train.main([*given, *flags.split()]) == 0
+    return next((tmp_path / "disjoint").glob("*-best.pth"))
+
+
 def folder_of(variable: str) -> Path:
     """Return the folder that an environment variable names, or skip the test."""
     if not os.environ.get(variable):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import predict
@@ -57,6 +58,17 @@ def test_all_probabilities_of_a_task_sum_to_one(
     for task in TASKS:
         assert sorted(said["class"] for said in answer[task]) == sorted(space[task])
         assert sum(said["probability"] for said in answer[task]) == pytest.approx(1)
+
+
+def test_the_temperature_is_applied(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(tiny_checkpoint, weights_only=True)
+    state["temperature"]["gender"] = 1e9
+    torch.save(state, tiny_checkpoint)
+    assert run(tiny_checkpoint, next((split_root / "Hands").iterdir())) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [said["probability"] for said in answer["gender"]] == pytest.approx([0.5, 0.5])
 
 
 def test_csv_has_a_column_per_class_named(

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from scipy.special import logsumexp
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
 import test as evaluation
 from dataset_11k import TASKS, read_rows
@@ -70,7 +82,9 @@ def test_batch_size_changes_no_label_and_no_file_but_in_rounding(
         for task in TASKS:
             assert (other[f"{task}_pred"] == tables[0][f"{task}_pred"]).all()
             assert (other[f"{task}_prob"] - tables[0][f"{task}_prob"]).abs().max() < 1e-4
-    assert measures[0] == measures[1] == measures[2]
+    flat = [pd.json_normalize(tasks).iloc[0].to_dict() for tasks in measures]
+    for other_measures in flat[1:]:
+        assert other_measures == pytest.approx(flat[0], abs=1e-4, nan_ok=True)
 
 
 def test_files_hold_what_other_programs_rely_on(tiny_checkpoint: Path, split_root: Path) -> None:
@@ -84,6 +98,8 @@ def test_files_hold_what_other_programs_rely_on(tiny_checkpoint: Path, split_roo
     assert metrics["backbone"] == "test_resnet"
     assert metrics["n_images"] == len(rows)
     assert metrics["selected_on_reported_split"] is True
+    assert metrics["calibrated_on_reported_split"] is True
+    assert metrics["cross_hand"] is None
     assert metrics["split_as_at_training"] is True
     for values in metrics["tasks"].values():
         names = ("accuracy", "balanced_accuracy", "macro_f1", "batch_mean_balanced_accuracy")
@@ -103,7 +119,8 @@ def test_files_hold_what_other_programs_rely_on(tiny_checkpoint: Path, split_roo
         assert classes[arrays[f"{task}_true"]].tolist() == table[f"{task}_true"].tolist()
         predicted = classes[arrays[f"{task}_logits"].argmax(axis=1)]
         assert predicted.tolist() == table[f"{task}_pred"].tolist()
-        assert float(arrays[f"{task}_temperature"]) == 1.0
+        fitted = load_checkpoint(tiny_checkpoint)["temperature"][task]
+        assert float(arrays[f"{task}_temperature"]) == fitted
     for name in (*(f"confusion_{task}" for task in TASKS), "sample_grid"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.format == "PNG"
@@ -179,7 +196,7 @@ def test_a_photo_that_cannot_be_decoded_leaves_no_results(
         ([], "--checkpoint"),
         (["--checkpoint", "x.pth", "--batch_size", "0"], "--batch_size"),
         (["--checkpoint", "x.pth", "--num_workers", "-1"], "--num_workers"),
-        (["--checkpoint", "x.pth", "--split", "test"], "--split"),
+        (["--checkpoint", "x.pth", "--split", "all"], "--split"),
     ],
 )
 def test_bad_flags_exit_with_2(
@@ -202,3 +219,191 @@ def test_a_missing_or_foreign_checkpoint_gets_one_line(
     assert len(errors) == 2
     assert "not found" in errors[0]
     assert "no IGAE-Net checkpoint" in errors[1]
+
+
+# ----------------------------------------------------------------------------- all the measures
+
+
+def metrics_of(checkpoint: Path, split: str = "val", aspect: str = "dorsal_dr") -> Any:
+    folder = checkpoint.with_name(f"{checkpoint.stem}-{aspect}-{split}")
+    return json.loads((folder / "metrics.json").read_text()), np.load(folder / "predictions.npz")
+
+
+def probabilities(arrays: Any, task: str) -> np.ndarray:
+    scaled = arrays[f"{task}_logits"].astype(float) / float(arrays[f"{task}_temperature"])
+    return np.exp(scaled - logsumexp(scaled, axis=1, keepdims=True))
+
+
+def test_measures_equal_scikit_learns_from_predictions_npz(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    for task in TASKS:
+        found, true = metrics["tasks"][task], arrays[f"{task}_true"]
+        likely = probabilities(arrays, task)
+        classes = np.arange(likely.shape[1])
+        assert found["log_loss"] == pytest.approx(log_loss(true, likely, labels=classes))
+        assert found["brier"] == pytest.approx(
+            ((likely - np.eye(len(classes))[true]) ** 2).sum(1).mean() / 2
+        )
+        assert found["log_loss"] <= found["before_temperature"]["log_loss"] + 1e-9
+        assert found["temperature"] == float(arrays[f"{task}_temperature"])
+        sure = found["intervals"]["balanced_accuracy"]
+        assert sure["low"] <= found["balanced_accuracy"] <= sure["high"]
+        assert sure["n_people"] == len(set(arrays["people"]))
+
+        most = np.full(len(true), arrays[f"{task}_train_counts"].argmax())
+        control = found["controls"]["majority_class"]
+        assert control["accuracy"] == pytest.approx((most == true).mean())
+    identity, gender, age = (metrics["tasks"][task] for task in TASKS)
+    logits = arrays["identity_logits"]
+    for k, name in ((1, "top_1"), (5, "top_5")):
+        expected = top_k_accuracy_score(arrays["identity_true"], logits, k=k, labels=np.arange(6))
+        assert identity[name] == identity["cmc"][str(k)] == pytest.approx(expected)
+    male = probabilities(arrays, "gender")[:, 1]
+    assert gender["roc_auc"] == pytest.approx(roc_auc_score(arrays["gender_true"], male))
+    expected_age = probabilities(arrays, "age") @ arrays["mean_ages"]
+    assert age["mae_years"] == pytest.approx(np.abs(expected_age - arrays["age_years"]).mean())
+    kappa = cohen_kappa_score(
+        arrays["age_true"], arrays["age_logits"].argmax(1), labels=np.arange(6), weights="quadratic"
+    )
+    assert age["quadratic_weighted_kappa"] == pytest.approx(kappa)
+
+    named = logits.argmax(axis=1)
+    rows = read_rows(split_root / "trainval" / "dorsal_dr" / "train.csv")
+    gender_of = dict(zip(rows["id"], rows["gender"], strict=True))
+    said = [gender_of[arrays["identity_classes"][i]] for i in named]
+    right = np.array(said) == arrays["gender_classes"][arrays["gender_true"]]
+    assert gender["controls"]["identity_lookup"]["accuracy"] == pytest.approx(right.mean())
+    assert identity["verification"]["all_pairs"]["eer"] is not None
+
+
+def test_an_older_checkpoint_has_no_temperature_and_no_control(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    state = torch.load(tiny_checkpoint, weights_only=True)
+    del state["temperature"], state["training"], state["config"]["fold"]
+    torch.save(state, tiny_checkpoint)
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    assert metrics["calibrated_on_reported_split"] is False
+    assert metrics["tasks"]["age"]["mae_years"] is None
+    assert "mean_ages" not in arrays
+    for task in TASKS:
+        assert metrics["tasks"][task]["temperature"] == 1.0
+        assert metrics["tasks"][task]["controls"] == {}
+
+
+def test_strangers_are_matched(
+    disjoint_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert evaluate(disjoint_checkpoint, split_root) == 0
+    printed = capsys.readouterr().out
+    assert "identity classification report" not in printed
+    assert "Nobody here was trained on" in printed
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
+    assert (metrics["fold"], metrics["split"]) == (1, "test")
+    assert metrics["selected_on_reported_split"] is False
+    assert metrics["split_as_at_training"] is True
+    identity = metrics["tasks"]["identity"]
+    assert identity["n_images"] == 0
+    assert identity["balanced_accuracy"] is None
+
+    units = arrays["embedding"].astype(float)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    similarity, people = units @ units.T, arrays["people"]
+    hits = []
+    for gallery in arrays["galleries"]:
+        for query in set(range(len(people))) - set(gallery):
+            own = similarity[query, gallery][people[gallery] == people[query]].max()
+            others = similarity[query, gallery][people[gallery] != people[query]]
+            hits.append(own > others.max())
+    found = identity["matching"]
+    assert found["n_galleries"] == len(arrays["galleries"]) == 10
+    assert found["all_pairs"]["rank_1"] == pytest.approx(np.mean(hits))
+    precision = []
+    for query in range(len(people)):
+        other = np.arange(len(people)) != query
+        same = people[other] == people[query]
+        precision.append(average_precision_score(same, similarity[query, other]))
+    assert found["all_pairs"]["mAP"] == pytest.approx(np.mean(precision))
+    assert {"rank_1", "mAP", "eer"} == found["all_pairs"]["intervals"].keys()
+    assert found["beyond_2_frames"]["n_genuine"] < found["all_pairs"]["n_genuine"]
+    assert found["controls"]["chance"]["rank_1"] == 0.5
+
+
+def test_headline_numbers_are_printed_with_interval_and_controls(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(tiny_checkpoint, split_root)
+    printed = capsys.readouterr().out
+    metrics, _ = metrics_of(tiny_checkpoint)
+    gender = metrics["tasks"]["gender"]
+    (line,) = (x for x in printed.splitlines() if x.startswith("gender balanced accuracy"))
+    sure = gender["intervals"]["balanced_accuracy"]
+    numbers = [gender["balanced_accuracy"], sure["low"], sure["high"]]
+    numbers += [gender["controls"][name]["balanced_accuracy"] for name in gender["controls"]]
+    assert [f"{x:.4f}" for x in numbers] == [x for x in line.replace("-", " ").split() if "." in x]
+    assert "people are known again, not that gender or age is read" in printed
+
+
+def test_val_of_strangers_is_matched_as_in_training(
+    disjoint_checkpoint: Path, split_root: Path
+) -> None:
+    assert evaluate(disjoint_checkpoint, split_root, "--split", "val") == 0
+    metrics, _ = metrics_of(disjoint_checkpoint, "val")
+    stored = load_checkpoint(disjoint_checkpoint)["metrics"]
+    matching = metrics["tasks"]["identity"]["matching"]["all_pairs"]
+    assert matching["rank_1"] == pytest.approx(stored["val_rank_1"])
+    assert metrics["selected_on_reported_split"] is True
+
+
+def test_another_aspect_is_asked_for_gender_and_age(
+    disjoint_checkpoint: Path, split_root: Path
+) -> None:
+    other = ["--test_attributes_file", str(split_root / "sub_dataset" / "palmar_pl.csv")]
+    assert evaluate(disjoint_checkpoint, split_root, *other) == 0
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test", "palmar_pl")
+    assert metrics["cross_hand"] == {
+        "trained_on": "dorsal_dr",
+        "people_left_out_as_trained_on": 0,
+    }
+    assert metrics["aspect"] == "palmar_pl"
+    assert metrics["tasks"]["identity"] is None
+    assert metrics["tasks"]["gender"]["n_images"] == len(arrays["people"]) == 8
+    trained = load_checkpoint(disjoint_checkpoint)["label_space"]["identity"]
+    assert not set(arrays["people"]) & set(trained)
+
+
+def test_another_aspect_without_a_stranger_is_refused(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for aspect, expected in (
+        ("palmar_pl", "lists no photo of people who were not trained on"),
+        ("dorsal_dr", "is the aspect that was trained on; leave it out"),
+    ):
+        other = ["--test_attributes_file", str(split_root / "sub_dataset" / f"{aspect}.csv")]
+        assert evaluate(tiny_checkpoint, split_root, *other) == 1
+        assert expected in capsys.readouterr().err
+
+
+def test_a_split_that_the_protocol_has_not(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tiny_checkpoint, split_root, "--split", "test") == 1
+    assert "--split test: protocol paper has train, val" in capsys.readouterr().err
+
+
+def test_trained_people_among_the_strangers_and_damaged_galleries(
+    disjoint_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = split_root / "trainval" / "subject-disjoint" / "dorsal_dr" / "fold_1"
+    gallery = (drawn / "gallery.csv").read_text(encoding="utf-8")
+    (drawn / "gallery.csv").write_text(gallery.replace("Hand_", "Other_"), encoding="utf-8")
+    assert evaluate(disjoint_checkpoint, split_root) == 1
+    assert "does not draw one photo of every person" in capsys.readouterr().err
+    shutil.copyfile(drawn / "train.csv", drawn / "test.csv")
+    assert evaluate(disjoint_checkpoint, split_root) == 1
+    assert "shows 2 people that" in capsys.readouterr().err

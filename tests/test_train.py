@@ -16,14 +16,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import dataset_11k_split
 import engine
 import run_folder
 import test as evaluation
 import train
-from dataset_11k import TASKS, HandsDataset, build_loader, read_rows
+from dataset_11k import AGE_GROUPS, GENDERS, TASKS, HandsDataset, build_loader, read_rows
 from engine import predict_split
 from metrics import balanced_accuracy
 from model import IGAENet
@@ -151,6 +153,7 @@ def skip_training(
     monkeypatch.setattr(train, "train_one_epoch", lambda *args, **kwargs: trained)
     monkeypatch.setattr(train, "predict_split", lambda *args, **kwargs: None)
     monkeypatch.setattr(train, "val_scores", evaluate)
+    monkeypatch.setattr(train, "fit_temperatures", lambda *args: {})
 
 
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, interrupted: int) -> None:
@@ -345,6 +348,8 @@ def test_values_at_the_edge_are_taken(name: str, value: Any) -> None:
             "--backbone_weights and --no-pretrained contradict",
         ),
         ({"allow_partial_weights": True}, "--allow_partial_weights goes with --backbone_weights"),
+        ({"fold": 0}, "--fold: --protocol paper has no folds"),
+        ({"fold": 0, "protocol": "burst"}, "--fold: --protocol burst has no folds"),
     ],
 )
 def test_flags_that_contradict_each_other(
@@ -386,6 +391,7 @@ RECORD = [
     "val_loss",
     *(f"val_balanced_accuracy_{task}" for task in TASKS),
     "val_mean_balanced_accuracy",
+    "val_rank_1",
 ]
 
 
@@ -399,8 +405,9 @@ def test_a_run_leaves_what_the_contract_says(
     lines = records(run_dir)
     assert [line["epoch"] for line in lines] == list(range(1, 8))
     assert all(list(line) == RECORD for line in lines)
-    val = [name for name in RECORD if name.startswith("val_")]
+    val = [name for name in RECORD[:-1] if name.startswith("val_")]
     for line in lines:
+        assert line["val_rank_1"] is None
         evaluated = line["epoch"] in (5, 7)  # every fifth, and the last
         assert all((line[name] is not None) == evaluated for name in val)
         assert all(math.isfinite(value) for value in line.values() if value is not None)
@@ -527,7 +534,7 @@ def test_one_epoch_gives_a_best(split_root: Path, tmp_path: Path) -> None:
 def test_bf16_trains_on_a_cpu(split_root: Path, tmp_path: Path) -> None:
     assert run(split_root, tmp_path / "run", N_epochs=1, amp="bf16", backbone="test_vit") == 0
     (line,) = records(tmp_path / "run")
-    assert all(math.isfinite(line[name]) for name in RECORD)
+    assert all(math.isfinite(line[name]) for name in RECORD[:-1])
 
 
 def test_which_checkpoints_stay_while_it_runs(
@@ -537,8 +544,8 @@ def test_which_checkpoints_stay_while_it_runs(
     skip_training(monkeypatch, lambda n: [0.3, 0.3, 0.6, 0.6, 0.1][n - 1])
     seen, save = [], train.Run.save
 
-    def watched(self: train.Run, record: Mapping[str, Any]) -> None:
-        save(self, record)
+    def watched(self: train.Run, record: Mapping[str, Any], temperature: Any) -> None:
+        save(self, record, temperature)
         seen.append(checkpoints(self.folder))
 
     monkeypatch.setattr(train.Run, "save", watched)
@@ -866,6 +873,135 @@ def test_a_damaged_checkpoint_is_named(finished: Path, capsys: pytest.CaptureFix
     path.write_bytes(path.read_bytes()[:1000])
     assert resume(finished, N_epochs=4) == 1
     assert str(path) in last_line_of_stderr(capsys)
+
+
+# ----------------------------------------------------------------------------- protocols
+
+
+def draw(root: Path, protocol: str) -> Path:
+    """Draw the protocol's split (3 folds, where it has folds); return dorsal right's folder."""
+    folds = ["--folds", "3"] if protocol == "subject-disjoint" else []
+    assert dataset_11k_split.main(["--input", str(root), "--protocol", protocol, *folds]) == 0
+    return root / "trainval" / protocol / "dorsal_dr"
+
+
+@pytest.mark.parametrize("protocol", ["stratified", "burst"])
+def test_a_protocol_of_known_people(
+    protocol: str,
+    make_hands_root: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make_hands_root(n_frames=20)
+    drawn = draw(root, protocol) / "fold_0"
+    assert run(root, tmp_path / "run", N_epochs=1, protocol=protocol) == 0
+    assert "they, not the test photos, chose this epoch" in capsys.readouterr().out
+    (record,) = records(tmp_path / "run")
+    assert record["val_rank_1"] is None
+    assert record["val_balanced_accuracy_identity"] is not None
+    state = load_checkpoint(tmp_path / "run" / "checkpoint-000001.pth")
+    rows = read_rows(drawn / "train.csv")
+    assert state["label_space"]["identity"] == sorted(set(rows["id"]))
+    assert state["fingerprints"].keys() == {"train", "val", "test"}
+    assert state["temperature"].keys() == set(TASKS)
+
+
+def test_strangers_are_matched_and_choose_the_epoch(
+    hands_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = draw(hands_root, "subject-disjoint") / "fold_1"
+    given = {"protocol": "subject-disjoint", "fold": 1, "N_epochs": 2, "eval_every": 2}
+    assert run(hands_root, tmp_path / "run", **given) == 0
+    assert "rank-1" in capsys.readouterr().out
+    first, record = records(tmp_path / "run")
+    assert first["val_rank_1"] is None
+    assert record["val_balanced_accuracy_identity"] is None
+    parts = [record[f"val_balanced_accuracy_{task}"] for task in ("gender", "age")]
+    assert record["val_mean_balanced_accuracy"] == pytest.approx(sum(parts) / 2)
+
+    state = load_checkpoint(tmp_path / "run" / "checkpoint-000002.pth")
+    assert state["best"]["score"] == pytest.approx((sum(parts) + record["val_rank_1"]) / 3)
+    assert state["temperature"].keys() == {"gender", "age"}
+    trained = read_rows(drawn / "train.csv")
+    assert state["label_space"]["identity"] == sorted(set(trained["id"]))
+    assert sum(state["training"]["counts"]["gender"]) == len(trained)
+    groups = zip(AGE_GROUPS.values(), state["training"]["mean_ages"], strict=True)
+    for (low, high), mean in groups:
+        ages = trained["age"][trained["age"].between(low, high)]
+        assert mean == (pytest.approx(ages.mean()) if len(ages) else None)
+    names, genders = state["label_space"]["identity"], state["training"]["people"]["gender"]
+    of_person = dict(zip(names, genders, strict=True))
+    for person, gender in zip(trained["id"], trained["gender"], strict=True):
+        assert GENDERS[of_person[person]] == gender
+
+
+def test_val_scores_of_strangers_by_hand() -> None:
+    """Identity is unknown: it enters neither loss nor mean. Persons b and c look alike."""
+    embedding = np.array([[1, 0], [1, 0.1], [0, 1], [1, 0.2], [0, 1], [0.1, 1.0]], np.float32)
+    labels = np.array([[-1, 0, 0], [-1, 0, 0], [-1, 1, 1], [-1, 1, 1], [-1, 1, 1], [-1, 1, 1]])
+    logits = {
+        "identity": np.zeros((6, 3), np.float32),
+        "gender": np.array([[2, 0], [0, 2]] * 3, np.float32),
+        "age": np.eye(6, dtype=np.float32)[[0, 0, 1, 1, 1, 1]],
+    }
+    config = TrainConfig(protocol="subject-disjoint", label_smoothing=0.0)
+    predictions = engine.Predictions(labels, embedding, logits)
+    scores = train.val_scores(predictions, np.array(list("aabbcc")), config)
+    # queries: a finds a; b's second photo finds a; c's finds b or c at a tie, which counts against
+    assert scores["rank_1"] == pytest.approx(1 / 3)
+    wrong, right = math.log(1 + math.exp(2)), math.log(1 + math.exp(-2))
+    age = math.log(5 + math.e) - 1
+    assert scores["loss"] == pytest.approx((wrong + right) / 2 + age, abs=1e-5)
+    assert scores["balanced_accuracy_identity"] is None
+    assert scores["mean_balanced_accuracy"] == pytest.approx((0.5 + 1) / 2)
+    assert train.selection_score(scores) == pytest.approx((0.5 + 1 + 1 / 3) / 3)
+
+
+def test_a_photo_or_person_on_two_sides(
+    hands_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = draw(hands_root, "subject-disjoint") / "fold_0"
+    val, test = (drawn / f"{name}.csv" for name in ("val", "test"))
+    before = test.read_text(encoding="utf-8")
+    photo, person, *rest = val.read_text(encoding="utf-8").splitlines()[1].split(",")
+    capsys.readouterr()
+    for name, expected in (
+        (photo, "Hand_"),
+        (photo.replace("Hand_", "Other_"), f"{person} is in val.csv and in test.csv"),
+    ):
+        test.write_text(before + ",".join((name, person, *rest)) + "\n", encoding="utf-8")
+        assert run(hands_root, tmp_path / "run", protocol="subject-disjoint") == 1
+        error = last_line_of_stderr(capsys)
+        assert expected in error
+        assert "in val.csv and in test.csv of dorsal_dr" in error
+
+
+def test_a_stranger_under_a_protocol_of_known_people(
+    make_hands_root: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_hands_root(n_frames=8)
+    drawn = draw(root, "stratified") / "fold_0"
+    lines = (drawn / "train.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = "".join(line for line in lines if ",0000041," not in line)
+    (drawn / "train.csv").write_text(kept, encoding="utf-8")
+    capsys.readouterr()
+    assert run(root, tmp_path / "run", protocol="stratified") == 1
+    error = last_line_of_stderr(capsys)
+    assert "shows 0000041, who has no train photo; only subject-disjoint tests strangers" in error
+
+
+def test_a_fold_or_protocol_that_was_not_drawn(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"protocol": "subject-disjoint", "fold": 3}
+    assert run(split_root, tmp_path / "run", **values) == 1
+    assert "dataset_11k_split.py --protocol subject-disjoint first" in last_line_of_stderr(capsys)
+    draw(split_root, "subject-disjoint")
+    capsys.readouterr()
+    assert run(split_root, tmp_path / "run", **values) == 1
+    assert "--fold 3: " in (error := last_line_of_stderr(capsys))
+    assert error.endswith("has the folds 0, 1, 2")
+    assert not (tmp_path / "run").exists()
 
 
 # ----------------------------------------------------------------------------- errors
