@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from ranks import Ranks, join_ranks, was_restarted
+from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -120,10 +120,9 @@ def test_a_killed_process_ends_the_other(split_root: Path, tmp_path: Path) -> No
     ) as process:
         kill_one_child(process.pid, tmp_path / "killed")
         start = time.monotonic()
-        _, errors = process.communicate(timeout=200)
+        process.communicate(timeout=200)
     assert process.returncode != 0
     assert time.monotonic() - start < 30
-    assert "error: another process of this run has ended" in errors
 
 
 def test_a_process_that_is_started_again_goes_on(
@@ -150,6 +149,12 @@ def kill_one_child(parent: int, run_dir: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the run has not begun")
+
+
+def test_an_error_that_says_that_a_rank_is_gone() -> None:
+    """Which of torchrun's signal and this error ends the other process is a matter of time."""
+    assert has_lost_a_rank(RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset"))
+    assert not has_lost_a_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(split_root: Path, tmp_path: Path) -> None:
