@@ -368,7 +368,8 @@ def test_the_mean_of_the_ranks_gradients_is_that_of_one(n_ranks: int) -> None:
         if ranks is ALONE:
             expected = result
     for step, *parts in zip(*steps, strict=True):
-        torch.testing.assert_close(torch.stack(parts).mean(dim=0), step, atol=1e-6, rtol=1e-4)
+        mean = torch.stack(parts).mean(dim=0)  # sums in another order: 2e-6 seen with PyTorch 2.11
+        torch.testing.assert_close(mean, step, atol=5e-6, rtol=1e-4)
     assert result == pytest.approx(expected, abs=1e-6)  # as the last rank sums them up
 
 
