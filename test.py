@@ -42,6 +42,7 @@ from dataset_11k import (
     say_who_is_known,
 )
 from engine import Predictions, Predictor, load_predictor, predict_split
+from figures import choose_rows, plot_confusion, plot_sample_grid
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from intervals import (
     CONFIDENCE,
@@ -75,7 +76,6 @@ from metrics import (
     true_ranks,
 )
 from ranks import Ranks
-from report import choose_rows, plot_confusion, plot_sample_grid
 from utils import (
     CHECKPOINT_KEYS,
     UserError,
