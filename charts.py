@@ -26,6 +26,7 @@ from figures import (
     draw_lines,
     draw_people,
     draw_reliability,
+    shorten,
 )
 from findings import (
     KINDS,
@@ -312,7 +313,7 @@ def cmc_chart(ranks: Sequence[tuple[str, np.ndarray]], n_people: int, among: str
             labels=("rank", "share found up to this rank"),
             percent=True,
             ylim=(max(lowest - 0.1, 0) // 0.1 / 10, 1.01),
-            xticks=[rank for rank in (1, 2, 3, 5, 10, 15, 20) if rank <= last],
+            xticks=[rank for rank in (1, 5, 10, 15, 20) if rank <= last],
         ),
         "; ".join(
             f"Curve of {curve.name}: {percent(curve.y[0])} at rank 1, {percent(curve.y[-1])} up to"
@@ -408,13 +409,13 @@ def _slice_chart(title: str, slices: Mapping[str, Any], measure: str) -> Html:
     for grouping, found in slices.items():
         if measure not in found:
             continue
-        rows.append(IntervalRow(name(grouping), np.nan))
+        rows.append(IntervalRow(name(grouping), np.nan, heading=True))
         for group, sure in found[measure]["groups"].items():
             few = bool(sure["few_people"])
             value, low, high = (
                 np.nan if sure[key] is None else sure[key] for key in ("value", "low", "high")
             )
-            label = f"{group} ({sure['n_people']}{'*' if few else ''})"
+            label = f"{shorten(group)} ({sure['n_people']}{'*' if few else ''})"
             rows.append(IntervalRow(label, value, low, high, few=few))
     gap = widest_gap(slices, measure)
     header = ["group", "measure", "value", "95 % interval", "photos", "people"]
