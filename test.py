@@ -46,13 +46,13 @@ from dataset_11k import (
     say_who_is_known,
 )
 from engine import Predictions, Predictor, load_predictor, predict_split
+from figures import choose_rows, plot_confusion, plot_sample_grid
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from intervals import CONFIDENCE, N_DRAWS
 from matching import BURST
 from measures import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
 from metrics import softmax
 from ranks import Ranks
-from report import choose_rows, plot_confusion, plot_sample_grid
 from utils import (
     CHECKPOINT_KEYS,
     UserError,
