@@ -47,12 +47,14 @@ from dataset_11k import (
 )
 from engine import Predictions, Predictor, load_predictor, predict_split
 from figures import choose_rows, plot_confusion, plot_sample_grid
+from findings import what_the_control_means
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from intervals import CONFIDENCE, N_DRAWS
 from matching import BURST
 from measures import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
 from metrics import softmax
 from ranks import Ranks
+from report import write_report
 from utils import (
     CHECKPOINT_KEYS,
     UserError,
@@ -488,20 +490,6 @@ def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
     return lines
 
 
-def what_the_control_means(strangers: bool) -> str:
-    """Return the sentence that tells how to read a score beside its controls."""
-    if strangers:
-        return (
-            "Nobody here was trained on: what a score has above the majority class carries over to"
-            " strangers, and what it has above identity lookup is more than likeness to one trained"
-            " person."
-        )
-    return (
-        "Identity lookup answers the gender and age of whoever the identity head names: a score no"
-        " better than that shows that people are known again, not that gender or age is read."
-    )
-
-
 def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope, seen: str) -> None:
     """Print a report per task, what is sure, controls, what was `seen` before."""
     print(
@@ -616,7 +604,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = [photos / name for name in rows["name"]]
     plot_results(folder, table, space, paths, scope.classified)
     print_scores(metrics, table, scope, say_what_was_seen(state, scope))
-    print(f"\nwrote {folder}")
+    page = write_report(folder, photos=None if config.no_photos else photos)
+    print(f"\nwrote {folder}; to read: {page}")
     print(f"ask about other photos: python predict.py --checkpoint {config.checkpoint} PHOTO")
     return 0
 

@@ -74,6 +74,7 @@ from metrics import balanced_accuracy, class_means, fit_temperature
 from model import BACKBONES, IGAENet, find_backbone, parameter_groups
 from photo_cache import attach_cache, keep_on_device
 from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
+from report import write_training_report
 from run_folder import (
     check_unused,
     last_checkpoint,
@@ -909,6 +910,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = "another process of this run has ended; its own message says why"
         raise UserError(message) from error
     if ranks.is_first:
+        print(f"the curves: {write_training_report(run.folder)}")
         print_result(run, config, data.rows)
     ranks.leave()
     return 0
