@@ -331,7 +331,8 @@ def plan_added(folder: Path, root: Path) -> Run:
         raise UserError(f"--add {folder} is no folder; give a run's, as train.py made it")
     state = load_checkpoint(best_checkpoint(folder), CHECKPOINT_KEYS)
     stored = read_run(folder)["config"] if (folder / "config.json").exists() else state["config"]
-    config = TrainConfig(**config_of_run({}, stored))
+    values = config_of_run({}, stored)
+    config = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     last = max(*(epoch for epoch, _ in checkpoints_of(folder)), len(epoch_seconds(folder)))
     if last < config.N_epochs:
         raise UserError(
@@ -443,10 +444,8 @@ def duration_text(seconds: float | None) -> str:
     """Return seconds as a person says them."""
     if seconds is None:
         return "how long it takes is seen after the first epoch"
-    minutes = math.ceil(seconds / 60)
-    if minutes < 60:
-        return f"about {minutes} min left"
-    return f"about {minutes // 60} h {minutes % 60} min left"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
 
 
 # ----------------------------------------------------------------------------- processes
@@ -636,6 +635,7 @@ class Board:
         if self.jobs or self.waiting:
             n_processes = self.config.processes
             parts.append(duration_text(seconds_left(progress, overhead, n_processes)))
+            parts += ["evaluations apart"] * (not self.overheads)
         return ", ".join(parts)
 
     def start_jobs(self) -> None:
