@@ -504,7 +504,8 @@ def child_environment(slot: int, n_processes: int) -> dict[str, str]:
 def last_line(path: Path) -> str:
     """Return the last line of a log that says something."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("error: ")
 
 
 def is_held(folder: Path) -> bool:
