@@ -331,8 +331,9 @@ def plan_added(folder: Path, root: Path) -> Run:
         raise UserError(f"--add {folder} is no folder; give a run's, as train.py made it")
     state = load_checkpoint(best_checkpoint(folder), CHECKPOINT_KEYS)
     stored = read_run(folder)["config"] if (folder / "config.json").exists() else state["config"]
-    values = config_of_run({}, stored)
-    config = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = config_of_run({}, stored).items()
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
+    config = TrainConfig(**plain)
     last = max(*(epoch for epoch, _ in checkpoints_of(folder)), len(epoch_seconds(folder)))
     if last < config.N_epochs:
         raise UserError(

@@ -110,6 +110,11 @@ class Result:
             return dict(stored)
 
     @functools.cached_property
+    def numbers(self) -> dict[str, float]:
+        """The headline numbers of metrics.json, by column of results.csv."""
+        return headline_numbers(self.metrics["tasks"])
+
+    @functools.cached_property
     def measures(self) -> dict[Measure, PeopleMeasure]:
         """Those of `COMPARED` that there are, as functions of people's weights."""
         return people_measures(self.arrays, strangers=PROTOCOLS[self.cell.protocol].disjoint)
@@ -159,11 +164,11 @@ def drawn_folds(files: SplitFiles) -> list[int]:
 # ----------------------------------------------------------------------------- numbers
 
 
-def headline_numbers(tasks: Mapping[str, Any]) -> dict[str, float | None]:
+def headline_numbers(tasks: Mapping[str, Any]) -> dict[str, float]:
     """Return each headline number of metrics.json with low, high and controls, by column name.
 
     <task>_<measure>, and behind it _low, _high, _<control>; of pairs, _beyond_2_frames comes
-    before these. A number that was not measured is left out.
+    before these. What was not measured is left out.
 
     Args:
         tasks: of metrics.json.
@@ -172,13 +177,10 @@ def headline_numbers(tasks: Mapping[str, Any]) -> dict[str, float | None]:
 
     def add(task: str, block: Mapping[str, Any], controls: Mapping[str, Any], kind: str) -> None:
         for name, ends in block.get("intervals", {}).items():
-            if block.get(name) is None:
-                continue
             column = f"{task}_{name}{kind}"
             numbers[column] = block[name]
             numbers.update({f"{column}_{end}": ends[end] for end in ("low", "high")})
-            said = {control: values.get(name) for control, values in controls.items()}
-            numbers.update({f"{column}_{c}": v for c, v in said.items() if v is not None})
+            numbers.update({f"{column}_{c}": said.get(name) for c, said in controls.items()})
 
     for task, block in tasks.items():
         if block is None:
@@ -189,7 +191,7 @@ def headline_numbers(tasks: Mapping[str, Any]) -> dict[str, float | None]:
         add(task, pairs.get("all_pairs") or {}, chance, "")
         near = f"_beyond_{BURST}_frames"
         add(task, pairs.get(near[1:]) or {}, chance, near)
-    return numbers
+    return {column: number for column, number in numbers.items() if number is not None}
 
 
 def results_table(results: Sequence[Result], output: Path) -> pd.DataFrame:
@@ -197,8 +199,7 @@ def results_table(results: Sequence[Result], output: Path) -> pd.DataFrame:
     lines = []
     for result in results:
         about = {key: result.metrics[key] for key in ("split", "epoch", "n_images", "n_people")}
-        numbers = headline_numbers(result.metrics["tasks"])
-        lines.append({**result.cell._asdict(), **about, **numbers})
+        lines.append({**result.cell._asdict(), **about, **result.numbers})
         path, base = result.folder.absolute(), output.absolute()
         inside = path.relative_to(base) if path.is_relative_to(base) else path
         lines[-1]["evaluation"] = inside.as_posix()
@@ -273,20 +274,17 @@ class Summary:
 
 
 def control_values(results: Sequence[Result], key: Measure) -> dict[str, float]:
-    """Return what the controls score, averaged as the measure is."""
-    column = "_".join(key)
-    said = [headline_numbers(result.metrics["tasks"]) for result in results]
-    by_folder = dict(zip([result.folder for result in results], said, strict=True))
-    names = [
-        c for c in CONTROLS if all(numbers.get(f"{column}_{c}") is not None for numbers in said)
-    ]
+    """Return what the controls of a measure score, averaged as it is."""
+    columns = {name: "_".join((*key, name)) for name in CONTROLS}
 
-    def mean_of(name: str) -> float:
-        return mean_over_folds(
-            results, lambda r: float(by_folder[r.folder][f"{column}_{name}"] or 0), mean_float
-        )
+    def average_of(column: str) -> float:
+        return mean_over_folds(results, lambda result: result.numbers[column], mean_float)
 
-    return {name: mean_of(name) for name in names}
+    return {
+        name: average_of(column)
+        for name, column in columns.items()
+        if all(column in result.numbers for result in results)
+    }
 
 
 def mean_float(values: Sequence[float]) -> float:

@@ -25,7 +25,7 @@ import dataset_11k_split
 import test as evaluation
 import train
 from compare import CompareConfig, Progress, duration_text, enumerate_cells, seconds_left
-from comparison import Cell
+from comparison import Cell, interval, read_results
 from utils import lock_file, logger
 
 QUICK = "--no-pretrained --image_size 32 --amp off --device cpu --num_workers 0"
@@ -256,6 +256,12 @@ def test_two_backbones_under_two_protocols(
     assert text.count("**2 of 3 folds**, seed 42") == 2
     assert "--N_epochs 2" in text
     assert "not corrected for the number of comparisons" in text
+    for result in read_results(output):
+        assert len(result.measures) == 5
+        for key in result.measures:  # a row of one run has the interval that test.py gave it
+            sure, column = interval((result,), key), "_".join(key)
+            stored = [result.numbers[f"{column}{end}"] for end in ("", "_low", "_high")]
+            assert [sure.value, sure.low, sure.high] == pytest.approx(stored, abs=1e-12)
     differences = pd.read_csv(output / "differences.csv")
     assert set(differences["protocol"]) == {"paper", "subject-disjoint"}
     assert (output / "comparison.png").stat().st_size > 10_000
