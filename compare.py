@@ -608,6 +608,7 @@ class Board:
         self.waiting = deque(run for run in runs if run not in self.results)
         self.failures: dict[Run, str] = {}
         self.jobs: list[Job] = []
+        self.told: set[Run] = set()  # to wait for another process
         self.overheads: list[float] = []  # seconds of runs finished here that were no epoch
 
     def write(self) -> None:
@@ -646,7 +647,10 @@ class Board:
             if len(self.jobs) == self.config.processes:
                 return
             run = self.waiting.popleft()
-            if is_held(run.folder):
+            if not run.added and is_held(run.folder):
+                if run not in self.told:
+                    logger.info("%s waits: another process trains in it", run.cell.name)
+                self.told.add(run)
                 self.waiting.append(run)
                 continue
             slot = min(set(range(self.config.processes)) - {job.slot for job in self.jobs})

@@ -571,7 +571,7 @@ def plot_comparison(summaries: Sequence[Summary], path: Path) -> None:
                 panel.plot(found.value, place, marker, color=color, markerfacecolor=face)
                 for name, value in summary.controls[key].items():
                     seen.add(name)
-                    panel.plot(value, place, CONTROL_LOOKS[name][1], color="#444444", markersize=8)
+                    panel.plot(value, place, CONTROL_LOOKS[name][1], color="#444444", markersize=9)
         panel.set_title({"age": "age group"}.get(task, task), loc="left", fontweight="bold")
         panel.set(xlim=(-0.02, 1.02), ylim=(n_rows - 0.5, -0.5), xlabel="balanced accuracy")
         panel.grid(axis="x", color="#DDDDDD", linewidth=0.8)
