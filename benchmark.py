@@ -5,8 +5,9 @@
 prints a table and writes benchmark.json (every sample, the environment, the commit; --output) and
 beside it benchmark.png, the rates of the part `train`. Two variants alternate within one run:
 
-plain  As published: every photo decoded anew, whole, by the training process; float32. It is this
-       code with its accelerations off, so what has no flag (channels last, fused optimiser) it has.
+plain  As published: every photo decoded anew, whole, by the training process; float32; channels
+       first; PyTorch's default optimiser and algorithms. In `scripts` channels come last in it too,
+       and algorithms are deterministic: test.py and predict.py have no flag for these.
 fast   The defaults of train.py, or what --amp, --compile, --cache, --augment, --num_workers say.
 
 Parts, each a group of rows of the table:
@@ -100,7 +101,7 @@ if TYPE_CHECKING:
 RESULT_FORMAT = 1
 PARTS = ("train", "start", "evaluate", "scripts", "split", "cache", "compile")
 VARIANTS = ("plain", "fast")
-# The published way; the fast one has the flags of `BenchmarkConfig`.
+# The published way, as far as flags go; the fast one has those of `BenchmarkConfig`.
 PLAIN: dict[str, Any] = {
     "cache": "none",
     "fast_decode": False,
@@ -495,16 +496,52 @@ class OnDevice:
         return self.images, self.labels
 
 
+class ChannelsFirst(Preprocessing):
+    """The same images with their channels first, as torchvision's transforms return them."""
+
+    def __call__(self, batch: Item) -> tuple[Tensor, Tensor]:
+        """Return images and labels, as `Preprocessing` does."""
+        images, labels = super().__call__(batch)
+        return images.contiguous(), labels
+
+
+@contextmanager
+def any_algorithms(allowed: bool) -> Iterator[None]:
+    """Let PyTorch use algorithms that are not deterministic in the block, where `allowed`."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before and not allowed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @dataclass
 class Variant:
-    """A model and its loaders, as train.py has them before the first epoch."""
+    """A model and its loaders, as train.py has them before the first epoch; `plain`: as published.
+
+    What has no flag in train.py is undone here: layout, fused optimiser, deterministic algorithms.
+    """
 
     config: TrainConfig
     resolved: Resolved
     run: Run
     loaders: dict[str, DataLoader[Any]]
     ranks: Ranks
+    plain: bool
     epoch: int = 0
+
+    def __post_init__(self) -> None:
+        """Undo what is in the model and the optimiser."""
+        if self.plain:
+            self.run.model.to(memory_format=self.layout)
+            for group in self.run.optimizer.param_groups:
+                group |= {"fused": None, "foreach": None}  # PyTorch chooses, as where none is given
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How images and weights lie in memory: the published way is channels first."""
+        return torch.contiguous_format if self.plain else torch.channels_last
 
     def first_rows(self, split: str, n_rows: int) -> DataLoader[Any]:
         """Return the split's loader, in its next epoch of the first `n_rows` rows alone."""
@@ -523,9 +560,8 @@ class Variant:
     def preprocessing(self, split: str) -> Preprocessing:
         """Return what makes the model's input of the split's batches."""
         dataset: Any = self.loaders[split].dataset
-        return Preprocessing(
-            self.ranks.device, self.resolved.mean, self.resolved.std, dataset.augmentation
-        )
+        kind = ChannelsFirst if self.plain else Preprocessing
+        return kind(self.ranks.device, self.resolved.mean, self.resolved.std, dataset.augmentation)
 
     def load(self, n_rows: int) -> int:
         """Take the data path alone over training rows; return their number."""
@@ -536,21 +572,23 @@ class Variant:
 
     def train(self, loader: Any, preprocessing: Any, after_step: Callable[[], None]) -> None:
         """Train an epoch of the loader's, with the steps of train.py."""
-        train_one_epoch(
-            self.run.model,
-            loader,
-            self.run.optimizer,
-            recipe=Recipe(
-                amp=self.resolved.amp,
-                loss_weights=self.config.loss_weights,
-                label_smoothing=self.config.label_smoothing,
-            ),
-            preprocessing=preprocessing,
-            scaler=self.run.scaler,
-            ranks=self.ranks,
-            epoch=max(1, self.epoch),
-            after_step=after_step,
+        recipe = Recipe(
+            amp=self.resolved.amp,
+            loss_weights=self.config.loss_weights,
+            label_smoothing=self.config.label_smoothing,
         )
+        with any_algorithms(self.plain):
+            train_one_epoch(
+                self.run.model,
+                loader,
+                self.run.optimizer,
+                recipe=recipe,
+                preprocessing=preprocessing,
+                scaler=self.run.scaler,
+                ranks=self.ranks,
+                epoch=max(1, self.epoch),
+                after_step=after_step,
+            )
 
     def train_rows(self, n_rows: int) -> int:
         """Train end to end on training rows; return their number."""
@@ -573,24 +611,23 @@ class Variant:
         images, labels = self.preprocessing("train")(item)
         repeats = math.ceil(self.config.batch_size / len(images))
         size = self.config.batch_size
-        images = images.repeat(repeats, 1, 1, 1)[:size].contiguous(
-            memory_format=torch.channels_last
-        )
+        images = images.repeat(repeats, 1, 1, 1)[:size].contiguous(memory_format=self.layout)
         return OnDevice(images, labels.repeat(repeats, 1)[:size], 1)
 
     def evaluate(self, n_rows: int) -> int:
         """Evaluate val rows; return their number."""
-        predict_split(
-            self.run.evaluated,
-            self.first_rows("val", n_rows),
-            preprocessing=self.preprocessing("val"),
-            amp=self.resolved.amp,
-            ranks=self.ranks,
-        )
+        with any_algorithms(self.plain):
+            predict_split(
+                self.run.evaluated,
+                self.first_rows("val", n_rows),
+                preprocessing=self.preprocessing("val"),
+                amp=self.resolved.amp,
+                ranks=self.ranks,
+            )
         return n_rows
 
 
-def prepare(config: TrainConfig, data: Data, folder: Path) -> Variant:
+def prepare(config: TrainConfig, data: Data, folder: Path, *, plain: bool = False) -> Variant:
     """Return what `train.train` would start with; its run folder is made in `folder`.
 
     The learning rate is a hundredth, as in the first epoch, so that random weights stay finite.
@@ -600,7 +637,8 @@ def prepare(config: TrainConfig, data: Data, folder: Path) -> Variant:
     run, resolved = prepare_run(replace(config, run_dir=run_dir), data, ranks, None)
     setup_logging()  # lets go of the run's train.log
     set_learning_rate(run.optimizer, config.lr / 100)
-    return Variant(config, resolved, run, build_loaders(config, resolved, data, ranks), ranks)
+    loaders = build_loaders(config, resolved, data, ranks)
+    return Variant(config, resolved, run, loaders, ranks, plain)
 
 
 @dataclass(frozen=True)
@@ -687,11 +725,12 @@ def measure_evaluation(variants: Mapping[str, Variant], rounds: int, seconds: fl
     return alternate(rounds, tuple(variants), measure)
 
 
-def first_step(config: TrainConfig, folder: Path, began: float) -> dict[str, float]:
+def first_step(config: TrainConfig, plain: bool, folder: Path, began: float) -> dict[str, float]:
     """Train a few steps in this fresh process; return when the first ended, and the peak memory.
 
     Args:
         config: of the training.
+        plain: as published.
         folder: for the run and the compiler's cache.
         began: when the process was asked for, in seconds since the epoch of the clock.
     """
@@ -700,7 +739,7 @@ def first_step(config: TrainConfig, folder: Path, began: float) -> dict[str, flo
     setup_logging()
     device = resolve_device(config.device)
     prepare_determinism(device, config.deterministic)
-    variant = prepare(config, read_data(config), folder)
+    variant = prepare(config, read_data(config), folder, plain=plain)
     ended: list[float] = []
 
     def after_step() -> None:
@@ -733,10 +772,11 @@ def measure_start(configs: Mapping[str, TrainConfig], rounds: int, folder: Path)
         config = configs[name]
         if config.cache_dir:
             config = replace(config, cache_dir=place / "cache")
-        measured = in_new_process(first_step, config, place, time.time())
-        if name == "fast":
+        plain = name == "plain"
+        measured = in_new_process(first_step, config, plain, place, time.time())
+        if not plain:
             empty = measured["first_step"]
-            measured = in_new_process(first_step, config, place, time.time())
+            measured = in_new_process(first_step, config, plain, place, time.time())
             measured["first_step_with_empty_cache"] = empty
         logger.info("%s: first step after %.1f s", name, measured["first_step"])
         return measured
@@ -964,7 +1004,7 @@ def measure_setting(
         yield from results_of("compile", case, samples)
     if {"train", "evaluate"} & set(config.parts):
         torch.compiler.reset()  # of the setting before
-        variants = {name: prepare(asked, data, folder) for name, asked in configs.items()}
+        variants = {n: prepare(c, data, folder, plain=n == "plain") for n, c in configs.items()}
         chosen = variants["fast"].resolved
         case = {**case, "amp": chosen.amp, "compiled": "yes" if chosen.compile else "no"}
         if "train" in config.parts:

@@ -249,7 +249,7 @@ def test_a_batch_larger_than_the_data_is_filled_up(attributes: Path, tmp_path: P
 
 def test_first_step(attributes: Path, tmp_path: Path) -> None:
     config = benchmark.train_config(config_of(attributes), "fast", "test_resnet", 4, tmp_path)
-    measured = benchmark.first_step(config, tmp_path, benchmark.time.time() - 100)
+    measured = benchmark.first_step(config, False, tmp_path, benchmark.time.time() - 100)
     assert 100 <= measured["imports"] < measured["first_step"] < 200
     assert measured["peak_above_imports"] >= 0
 
@@ -266,6 +266,33 @@ def test_plain_is_the_published_way(attributes: Path, tmp_path: Path) -> None:
     assert all(
         getattr(plain, n) == getattr(TrainConfig(), n) for n in untouched if n != "image_size"
     )
+
+
+@pytest.mark.parametrize("name", benchmark.VARIANTS)
+def test_what_has_no_flag_is_as_published_in_plain_alone(
+    name: str, attributes: Path, tmp_path: Path
+) -> None:
+    config = benchmark.train_config(config_of(attributes), name, "test_resnet", 4, tmp_path)
+    torch.use_deterministic_algorithms(True)
+    plain = name == "plain"
+    variant = benchmark.prepare(config, read_data(config), tmp_path, plain=plain)
+    layout = torch.contiguous_format if plain else torch.channels_last
+    kernels = [p for p in variant.run.model.parameters() if p.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
+    groups = variant.run.optimizer.param_groups
+    assert [(g["fused"], g["foreach"]) for g in groups] == [(None if plain else True, None)] * 2
+    seen: list[tuple[bool, bool]] = []
+
+    def look(_: Any, images: tuple[torch.Tensor]) -> None:
+        in_layout = images[0].is_contiguous(memory_format=layout)
+        seen.append((in_layout, torch.are_deterministic_algorithms_enabled()))
+
+    variant.run.model.backbone.register_forward_pre_hook(look)
+    variant.train_in_place(variant.batch_on_device(), 1)
+    variant.train_rows(4)
+    variant.evaluate(4)
+    assert seen == [(True, not plain)] * 3
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_scripts_and_split(
