@@ -18,6 +18,7 @@ train     Photos/s of the data path alone, of the model alone (pixels on the dev
 start     Seconds to the end of the first step and peak memory, each in a process of its own.
 evaluate  Photos/s of an evaluation.
 scripts   test.py and predict.py as commands: seconds, peak memory above their imports.
+help      Every script's --help, and what its imports take above those of torch and timm.
 split     dataset_11k_split.py on a made-up HandInfo.csv, every photo an empty file.
 cache     Decoding photos into the cache, and opening it again.
 compile   Seconds of compiling, a step before and after, the steps after which that has paid back.
@@ -98,8 +99,10 @@ from utils import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+HERE = Path(__file__).resolve().parent  # where the scripts are
 RESULT_FORMAT = 1
-PARTS = ("train", "start", "evaluate", "scripts", "split", "cache", "compile")
+PARTS = ("train", "start", "evaluate", "scripts", "help", "split", "cache", "compile")
+PARTS_WITHOUT_DATA = {"help", "split"}
 VARIANTS = ("plain", "fast")
 # The published way, as far as flags go; the fast one has those of `BenchmarkConfig`.
 PLAIN: dict[str, Any] = {
@@ -125,6 +128,8 @@ UNITS = {
     "first_step": "s",
     "first_step_with_empty_cache": "s",
     "imports": "s",
+    "help": "s",
+    "imports_above_torch_and_timm": "s",
     "wall_time": "s",
     "peak_memory": "MB",
     "peak_above_imports": "MB",
@@ -831,16 +836,16 @@ def measure_compiling(config: TrainConfig, rounds: int, seconds: float, folder: 
 # ----------------------------------------------------------------------------- scripts
 
 
-def imports_memory(*modules: str) -> float | None:
-    """Return the peak memory in MB of a process that imports the project's modules and ends."""
+def run_imports(*modules: str) -> dict[str, float]:
+    """Return seconds and peak memory of a process that imports the modules and ends."""
     code = "import importlib, sys; sys.path.insert(0, sys.argv[1])"
     code += "; [importlib.import_module(name) for name in sys.argv[2:]]"
-    return run_command(["-c", code, Path(__file__).parent, *modules]).get("peak_memory")
+    return run_command(["-c", code, HERE, *modules])
 
 
 def run_script(script: str, flags: Sequence[str | Path], imports: float | None) -> dict[str, float]:
     """Return seconds and peak memory of a script of the project, and that above its imports."""
-    measured = run_command([Path(__file__).parent / script, *flags])
+    measured = run_command([HERE / script, *flags])
     if imports is not None and "peak_memory" in measured:
         measured["peak_above_imports"] = measured["peak_memory"] - imports
     logger.info("%s: %.1f s", script, measured["wall_time"])
@@ -888,7 +893,8 @@ def measure_scripts(
     for variant in VARIANTS:
         asked = train_config(config, variant, backbone, config.batch_sizes[0], folder)
         checkpoints[variant] = write_checkpoint(asked, data, folder)
-    imports = {script: imports_memory(script, "engine") for script in ("test", "predict")}
+    modules = {script: (script, "engine") for script in ("test", "predict")}
+    imports = {s: run_imports(*names).get("peak_memory") for s, names in modules.items()}
     flags: dict[str, Sequence[str]] = {"plain": PLAIN_SCRIPT_FLAGS, "fast": ()}
     for n_photos in config.script_photos:
         root = folder / f"photos-{n_photos}"
@@ -903,6 +909,23 @@ def measure_scripts(
 
             case: Case = {"script": f"{script}.py", "backbone": backbone, "photos": n_photos}
             yield from results_of("scripts", case, alternate(config.rounds, VARIANTS, measure))
+
+
+def measure_help(rounds: int) -> Iterator[Result]:
+    """Yield the results of the part `help`: for every file of the project that is a script."""
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.py"))}
+    scripts = [name for name, source in sources.items() if '__name__ == "__main__"' in source]
+    for script in scripts:
+
+        def measure(_: str, script: str = script) -> dict[str, float]:
+            below, imports = run_imports("torch", "timm"), run_imports("torch", "timm", script)
+            above = imports["wall_time"] - below["wall_time"]
+            told = run_command([HERE / f"{script}.py", "--help"])
+            logger.info("%s.py: --help %.2f s, imports %.2f s", script, told["wall_time"], above)
+            return {"help": told["wall_time"], "imports_above_torch_and_timm": above}
+
+        samples = alternate(rounds, ("fast",), measure)
+        yield from results_of("help", {"script": f"{script}.py"}, samples)
 
 
 def write_hand_info(n_rows: int, folder: Path) -> None:
@@ -930,7 +953,7 @@ def write_hand_info(n_rows: int, folder: Path) -> None:
 
 def measure_split(config: BenchmarkConfig, folder: Path) -> Iterator[Result]:
     """Yield the results of the part `split`."""
-    imports = imports_memory("dataset_11k_split")
+    imports = run_imports("dataset_11k_split").get("peak_memory")
     for n_rows in config.split_rows:
         root = folder / f"split-{n_rows}"
         write_hand_info(n_rows, root)
@@ -977,7 +1000,7 @@ def measure_cache(config: BenchmarkConfig, data: Data, folder: Path) -> Iterator
 
 def check_asked(config: BenchmarkConfig) -> None:
     """Refuse what cannot be measured before anything is."""
-    if set(config.parts) == {"split"}:
+    if set(config.parts) <= PARTS_WITHOUT_DATA:
         return
     if not config.attributes_file.is_file():
         raise UserError(
@@ -1017,7 +1040,9 @@ def measure_all(config: BenchmarkConfig, folder: Path) -> Iterator[Result]:
     """Yield the results of all parts, as they come."""
     if "split" in config.parts:
         yield from measure_split(config, folder)
-    if set(config.parts) == {"split"}:
+    if "help" in config.parts:
+        yield from measure_help(config.rounds)
+    if set(config.parts) <= PARTS_WITHOUT_DATA:
         return
     backbone, batch_size = config.backbones[0], config.batch_sizes[0]
     data = read_data(train_config(config, "fast", backbone, batch_size, folder))

@@ -302,7 +302,7 @@ def test_scripts_and_split(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(benchmark, "run_script", call_script)
-    monkeypatch.setattr(benchmark, "imports_memory", lambda *modules: 1.0)
+    monkeypatch.setattr(benchmark, "run_imports", lambda *modules: {"peak_memory": 1.0})
     monkeypatch.setattr(evaluation, "plot_results", lambda *arguments: None)
     config = config_of(attributes, script_photos=(3, 30), split_rows=(200,))
     data = read_data(benchmark.train_config(config, "fast", "test_resnet", 4, tmp_path))
@@ -321,6 +321,25 @@ def test_scripts_and_split(
         ({"rows": 200}, "peak_memory"),
     ]
     assert not list((tmp_path / "made_up").iterdir())
+
+
+def test_help_and_imports_of_every_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def take_seconds(arguments: Sequence[Any]) -> dict[str, float]:
+        if arguments[0] == "-c":  # the imports take as many seconds as there are modules
+            return {"wall_time": len(arguments) - 3.0}
+        told.append(arguments[0].name)
+        return {"wall_time": 0.5} if arguments[1] == "--help" else {}
+
+    monkeypatch.setattr(benchmark, "run_command", take_seconds)
+    results = list(benchmark.measure_help(2))
+    scripts = sorted({str(r.case["script"]) for r in results})
+    assert {"train.py", "test.py", "predict.py", "benchmark.py"} <= set(scripts)
+    assert told == [script for script in scripts for _ in range(2)]
+    assert not {"utils.py", "engine.py"} & set(scripts)
+    found = {r.measure: r.samples for r in results}
+    assert found == {"help": [0.5, 0.5], "imports_above_torch_and_timm": [1.0, 1.0]}
 
 
 def test_made_up_hand_info_is_as_large_as_asked_and_splits(tmp_path: Path) -> None:
