@@ -70,10 +70,10 @@ from dataset_11k import (
     resize_size,
 )
 from engine import Preprocessing, Recipe, check_backbone, predict_split, train_one_epoch
+from figures import save_figure
 from flags import DEVICES, build_config, config_parser, config_to_json, flag
 from photo_cache import attach_cache
 from ranks import Ranks
-from report import save_figure
 from train import (
     Data,
     Resolved,

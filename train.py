@@ -42,6 +42,7 @@ from dataset_11k import (
     check_photos,
     fingerprint,
     locate,
+    permute_labels,
     read_rows,
     resize_size,
     say_who_is_known,
@@ -125,6 +126,9 @@ class TrainConfig:
         "paper", "split to train on, as in dataset_11k_split.py", choices=tuple(PROTOCOLS)
     )
     fold: int | None = flag(None, "of --protocol subject-disjoint, from 0 (default: 0)")
+    permute_labels: bool = flag(
+        False, "a control: permute gender and age between people, so that no hand tells them"
+    )
     backbone: str = flag("swin_t", f"{', '.join(BACKBONES)} or any timm model")
     pretrained: bool = flag(True, "start from timm's ImageNet weights")
     backbone_weights: Path | None = flag(None, "start from this .pth or .safetensors file instead")
@@ -452,6 +456,9 @@ def read_data(config: TrainConfig) -> Data:
         *(len(unseen), unseen["id"].nunique()),
     )
     known = everyone if config.protocol == "paper" else rows["train"]
+    if config.permute_labels:
+        rows = {s: permute_labels(part, everyone, config.seed) for s, part in rows.items()}
+        logger.info("gender and age are permuted between people: a control, no result")
     fingerprints = {split: fingerprint(part) for split, part in rows.items()}
     rows.pop("test", None)
     return Data(files.photos, rows, LabelSpace.of_people(known["id"].tolist()), fingerprints)
