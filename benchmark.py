@@ -5,8 +5,9 @@
 prints a table and writes benchmark.json (every sample, the environment, the commit; --output) and
 beside it benchmark.png, the rates of the part `train`. Two variants alternate within one run:
 
-plain  As published: every photo decoded anew, whole, by the training process; float32. It is this
-       code with its accelerations off, so what has no flag (channels last, fused optimiser) it has.
+plain  As published: every photo decoded anew, whole, by the training process; float32; channels
+       first; PyTorch's default optimiser and algorithms. In `scripts` channels come last in it too,
+       and algorithms are deterministic: test.py and predict.py have no flag for these.
 fast   The defaults of train.py, or what --amp, --compile, --cache, --augment, --num_workers say.
 
 Parts, each a group of rows of the table:
@@ -17,6 +18,7 @@ train     Photos/s of the data path alone, of the model alone (pixels on the dev
 start     Seconds to the end of the first step and peak memory, each in a process of its own.
 evaluate  Photos/s of an evaluation.
 scripts   test.py and predict.py as commands: seconds, peak memory above their imports.
+help      Every script's --help, and what its imports take above those of torch and timm.
 split     dataset_11k_split.py on a made-up HandInfo.csv, every photo an empty file.
 cache     Decoding photos into the cache, and opening it again.
 compile   Seconds of compiling, a step before and after, the steps after which that has paid back.
@@ -97,10 +99,12 @@ from utils import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+HERE = Path(__file__).resolve().parent  # where the scripts are
 RESULT_FORMAT = 1
-PARTS = ("train", "start", "evaluate", "scripts", "split", "cache", "compile")
+PARTS = ("train", "start", "evaluate", "scripts", "help", "split", "cache", "compile")
+PARTS_WITHOUT_DATA = {"help", "split"}
 VARIANTS = ("plain", "fast")
-# The published way; the fast one has the flags of `BenchmarkConfig`.
+# The published way, as far as flags go; the fast one has those of `BenchmarkConfig`.
 PLAIN: dict[str, Any] = {
     "cache": "none",
     "fast_decode": False,
@@ -124,6 +128,8 @@ UNITS = {
     "first_step": "s",
     "first_step_with_empty_cache": "s",
     "imports": "s",
+    "help": "s",
+    "imports_above_torch_and_timm": "s",
     "wall_time": "s",
     "peak_memory": "MB",
     "peak_above_imports": "MB",
@@ -495,16 +501,52 @@ class OnDevice:
         return self.images, self.labels
 
 
+class ChannelsFirst(Preprocessing):
+    """The same images with their channels first, as torchvision's transforms return them."""
+
+    def __call__(self, batch: Item) -> tuple[Tensor, Tensor]:
+        """Return images and labels, as `Preprocessing` does."""
+        images, labels = super().__call__(batch)
+        return images.contiguous(), labels
+
+
+@contextmanager
+def any_algorithms(allowed: bool) -> Iterator[None]:
+    """Let PyTorch use algorithms that are not deterministic in the block, where `allowed`."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before and not allowed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @dataclass
 class Variant:
-    """A model and its loaders, as train.py has them before the first epoch."""
+    """A model and its loaders, as train.py has them before the first epoch; `plain`: as published.
+
+    What has no flag in train.py is undone here: layout, fused optimiser, deterministic algorithms.
+    """
 
     config: TrainConfig
     resolved: Resolved
     run: Run
     loaders: dict[str, DataLoader[Any]]
     ranks: Ranks
+    plain: bool
     epoch: int = 0
+
+    def __post_init__(self) -> None:
+        """Undo what is in the model and the optimiser."""
+        if self.plain:
+            self.run.model.to(memory_format=self.layout)
+            for group in self.run.optimizer.param_groups:
+                group |= {"fused": None, "foreach": None}  # PyTorch chooses, as where none is given
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How images and weights lie in memory: the published way is channels first."""
+        return torch.contiguous_format if self.plain else torch.channels_last
 
     def first_rows(self, split: str, n_rows: int) -> DataLoader[Any]:
         """Return the split's loader, in its next epoch of the first `n_rows` rows alone."""
@@ -523,9 +565,8 @@ class Variant:
     def preprocessing(self, split: str) -> Preprocessing:
         """Return what makes the model's input of the split's batches."""
         dataset: Any = self.loaders[split].dataset
-        return Preprocessing(
-            self.ranks.device, self.resolved.mean, self.resolved.std, dataset.augmentation
-        )
+        kind = ChannelsFirst if self.plain else Preprocessing
+        return kind(self.ranks.device, self.resolved.mean, self.resolved.std, dataset.augmentation)
 
     def load(self, n_rows: int) -> int:
         """Take the data path alone over training rows; return their number."""
@@ -536,21 +577,23 @@ class Variant:
 
     def train(self, loader: Any, preprocessing: Any, after_step: Callable[[], None]) -> None:
         """Train an epoch of the loader's, with the steps of train.py."""
-        train_one_epoch(
-            self.run.model,
-            loader,
-            self.run.optimizer,
-            recipe=Recipe(
-                amp=self.resolved.amp,
-                loss_weights=self.config.loss_weights,
-                label_smoothing=self.config.label_smoothing,
-            ),
-            preprocessing=preprocessing,
-            scaler=self.run.scaler,
-            ranks=self.ranks,
-            epoch=max(1, self.epoch),
-            after_step=after_step,
+        recipe = Recipe(
+            amp=self.resolved.amp,
+            loss_weights=self.config.loss_weights,
+            label_smoothing=self.config.label_smoothing,
         )
+        with any_algorithms(self.plain):
+            train_one_epoch(
+                self.run.model,
+                loader,
+                self.run.optimizer,
+                recipe=recipe,
+                preprocessing=preprocessing,
+                scaler=self.run.scaler,
+                ranks=self.ranks,
+                epoch=max(1, self.epoch),
+                after_step=after_step,
+            )
 
     def train_rows(self, n_rows: int) -> int:
         """Train end to end on training rows; return their number."""
@@ -573,24 +616,23 @@ class Variant:
         images, labels = self.preprocessing("train")(item)
         repeats = math.ceil(self.config.batch_size / len(images))
         size = self.config.batch_size
-        images = images.repeat(repeats, 1, 1, 1)[:size].contiguous(
-            memory_format=torch.channels_last
-        )
+        images = images.repeat(repeats, 1, 1, 1)[:size].contiguous(memory_format=self.layout)
         return OnDevice(images, labels.repeat(repeats, 1)[:size], 1)
 
     def evaluate(self, n_rows: int) -> int:
         """Evaluate val rows; return their number."""
-        predict_split(
-            self.run.evaluated,
-            self.first_rows("val", n_rows),
-            preprocessing=self.preprocessing("val"),
-            amp=self.resolved.amp,
-            ranks=self.ranks,
-        )
+        with any_algorithms(self.plain):
+            predict_split(
+                self.run.evaluated,
+                self.first_rows("val", n_rows),
+                preprocessing=self.preprocessing("val"),
+                amp=self.resolved.amp,
+                ranks=self.ranks,
+            )
         return n_rows
 
 
-def prepare(config: TrainConfig, data: Data, folder: Path) -> Variant:
+def prepare(config: TrainConfig, data: Data, folder: Path, *, plain: bool = False) -> Variant:
     """Return what `train.train` would start with; its run folder is made in `folder`.
 
     The learning rate is a hundredth, as in the first epoch, so that random weights stay finite.
@@ -600,7 +642,8 @@ def prepare(config: TrainConfig, data: Data, folder: Path) -> Variant:
     run, resolved = prepare_run(replace(config, run_dir=run_dir), data, ranks, None)
     setup_logging()  # lets go of the run's train.log
     set_learning_rate(run.optimizer, config.lr / 100)
-    return Variant(config, resolved, run, build_loaders(config, resolved, data, ranks), ranks)
+    loaders = build_loaders(config, resolved, data, ranks)
+    return Variant(config, resolved, run, loaders, ranks, plain)
 
 
 @dataclass(frozen=True)
@@ -687,11 +730,12 @@ def measure_evaluation(variants: Mapping[str, Variant], rounds: int, seconds: fl
     return alternate(rounds, tuple(variants), measure)
 
 
-def first_step(config: TrainConfig, folder: Path, began: float) -> dict[str, float]:
+def first_step(config: TrainConfig, plain: bool, folder: Path, began: float) -> dict[str, float]:
     """Train a few steps in this fresh process; return when the first ended, and the peak memory.
 
     Args:
         config: of the training.
+        plain: as published.
         folder: for the run and the compiler's cache.
         began: when the process was asked for, in seconds since the epoch of the clock.
     """
@@ -700,7 +744,7 @@ def first_step(config: TrainConfig, folder: Path, began: float) -> dict[str, flo
     setup_logging()
     device = resolve_device(config.device)
     prepare_determinism(device, config.deterministic)
-    variant = prepare(config, read_data(config), folder)
+    variant = prepare(config, read_data(config), folder, plain=plain)
     ended: list[float] = []
 
     def after_step() -> None:
@@ -733,10 +777,11 @@ def measure_start(configs: Mapping[str, TrainConfig], rounds: int, folder: Path)
         config = configs[name]
         if config.cache_dir:
             config = replace(config, cache_dir=place / "cache")
-        measured = in_new_process(first_step, config, place, time.time())
-        if name == "fast":
+        plain = name == "plain"
+        measured = in_new_process(first_step, config, plain, place, time.time())
+        if not plain:
             empty = measured["first_step"]
-            measured = in_new_process(first_step, config, place, time.time())
+            measured = in_new_process(first_step, config, plain, place, time.time())
             measured["first_step_with_empty_cache"] = empty
         logger.info("%s: first step after %.1f s", name, measured["first_step"])
         return measured
@@ -791,16 +836,16 @@ def measure_compiling(config: TrainConfig, rounds: int, seconds: float, folder: 
 # ----------------------------------------------------------------------------- scripts
 
 
-def imports_memory(*modules: str) -> float | None:
-    """Return the peak memory in MB of a process that imports the project's modules and ends."""
+def run_imports(*modules: str) -> dict[str, float]:
+    """Return seconds and peak memory of a process that imports the modules and ends."""
     code = "import importlib, sys; sys.path.insert(0, sys.argv[1])"
     code += "; [importlib.import_module(name) for name in sys.argv[2:]]"
-    return run_command(["-c", code, Path(__file__).parent, *modules]).get("peak_memory")
+    return run_command(["-c", code, HERE, *modules])
 
 
 def run_script(script: str, flags: Sequence[str | Path], imports: float | None) -> dict[str, float]:
     """Return seconds and peak memory of a script of the project, and that above its imports."""
-    measured = run_command([Path(__file__).parent / script, *flags])
+    measured = run_command([HERE / script, *flags])
     if imports is not None and "peak_memory" in measured:
         measured["peak_above_imports"] = measured["peak_memory"] - imports
     logger.info("%s: %.1f s", script, measured["wall_time"])
@@ -848,7 +893,8 @@ def measure_scripts(
     for variant in VARIANTS:
         asked = train_config(config, variant, backbone, config.batch_sizes[0], folder)
         checkpoints[variant] = write_checkpoint(asked, data, folder)
-    imports = {script: imports_memory(script, "engine") for script in ("test", "predict")}
+    modules = {script: (script, "engine") for script in ("test", "predict")}
+    imports = {s: run_imports(*names).get("peak_memory") for s, names in modules.items()}
     flags: dict[str, Sequence[str]] = {"plain": PLAIN_SCRIPT_FLAGS, "fast": ()}
     for n_photos in config.script_photos:
         root = folder / f"photos-{n_photos}"
@@ -863,6 +909,23 @@ def measure_scripts(
 
             case: Case = {"script": f"{script}.py", "backbone": backbone, "photos": n_photos}
             yield from results_of("scripts", case, alternate(config.rounds, VARIANTS, measure))
+
+
+def measure_help(rounds: int) -> Iterator[Result]:
+    """Yield the results of the part `help`: for every file of the project that is a script."""
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.py"))}
+    scripts = [name for name, source in sources.items() if '__name__ == "__main__"' in source]
+    for script in scripts:
+
+        def measure(_: str, script: str = script) -> dict[str, float]:
+            below, imports = run_imports("torch", "timm"), run_imports("torch", "timm", script)
+            above = imports["wall_time"] - below["wall_time"]
+            told = run_command([HERE / f"{script}.py", "--help"])
+            logger.info("%s.py: --help %.2f s, imports %.2f s", script, told["wall_time"], above)
+            return {"help": told["wall_time"], "imports_above_torch_and_timm": above}
+
+        samples = alternate(rounds, ("fast",), measure)
+        yield from results_of("help", {"script": f"{script}.py"}, samples)
 
 
 def write_hand_info(n_rows: int, folder: Path) -> None:
@@ -890,7 +953,7 @@ def write_hand_info(n_rows: int, folder: Path) -> None:
 
 def measure_split(config: BenchmarkConfig, folder: Path) -> Iterator[Result]:
     """Yield the results of the part `split`."""
-    imports = imports_memory("dataset_11k_split")
+    imports = run_imports("dataset_11k_split").get("peak_memory")
     for n_rows in config.split_rows:
         root = folder / f"split-{n_rows}"
         write_hand_info(n_rows, root)
@@ -937,7 +1000,7 @@ def measure_cache(config: BenchmarkConfig, data: Data, folder: Path) -> Iterator
 
 def check_asked(config: BenchmarkConfig) -> None:
     """Refuse what cannot be measured before anything is."""
-    if set(config.parts) == {"split"}:
+    if set(config.parts) <= PARTS_WITHOUT_DATA:
         return
     if not config.attributes_file.is_file():
         raise UserError(
@@ -964,7 +1027,7 @@ def measure_setting(
         yield from results_of("compile", case, samples)
     if {"train", "evaluate"} & set(config.parts):
         torch.compiler.reset()  # of the setting before
-        variants = {name: prepare(asked, data, folder) for name, asked in configs.items()}
+        variants = {n: prepare(c, data, folder, plain=n == "plain") for n, c in configs.items()}
         chosen = variants["fast"].resolved
         case = {**case, "amp": chosen.amp, "compiled": "yes" if chosen.compile else "no"}
         if "train" in config.parts:
@@ -977,7 +1040,9 @@ def measure_all(config: BenchmarkConfig, folder: Path) -> Iterator[Result]:
     """Yield the results of all parts, as they come."""
     if "split" in config.parts:
         yield from measure_split(config, folder)
-    if set(config.parts) == {"split"}:
+    if "help" in config.parts:
+        yield from measure_help(config.rounds)
+    if set(config.parts) <= PARTS_WITHOUT_DATA:
         return
     backbone, batch_size = config.backbones[0], config.batch_sizes[0]
     data = read_data(train_config(config, "fast", backbone, batch_size, folder))

@@ -39,14 +39,15 @@ from findings import (
 )
 from matching import (
     BURST,
+    ScoreCalibration,
     Verification,
     compare_all,
     cosine_similarity,
     fnmr_at_fmr,
     gallery_ranks,
-    near_pairs,
     tippett,
 )
+from measures import left_out
 from metrics import cmc, expected_age, reliability, softmax
 from page import NOTHING, Html, figure, image, paragraph, table
 
@@ -259,27 +260,24 @@ def pair_charts(arrays: Mapping[str, np.ndarray], pairs: Mapping[str, Any]) -> l
         arrays: predictions.npz.
         pairs: the `matching` or `verification` part of metrics.json.
     """
-    if not pairs or not {"embedding", "people", "frame_number"} <= arrays.keys():
+    kinds = [(kind, gap) for kind, gap in zip(KINDS, (0, BURST), strict=True) if pairs.get(kind)]
+    if not kinds or not {"embedding", "people", "frame_number"} <= arrays.keys():
         return []
     people, frames = arrays["people"], arrays["frame_number"]
     similarity = cosine_similarity(arrays["embedding"], arrays["embedding"])
-    excluded = {KINDS[0]: np.eye(len(people), dtype=bool)}
-    if pairs.get(KINDS[1]) and not np.isnan(frames).any():
-        near = near_pairs((people, people), (frames, frames), BURST)
-        excluded[KINDS[1]] = excluded[KINDS[0]] | near
     ranks, verified, ratios, n_people = [], [], [], 0
-    for kind, left_out in excluded.items():
-        if not pairs.get(kind):
-            continue
+    for kind, gap in kinds:
+        excluded = left_out(people, frames, gap)
         if "galleries" in arrays:
-            found = gallery_ranks(similarity, people, arrays["galleries"], left_out)
+            found = gallery_ranks(similarity, people, arrays["galleries"], excluded)
             ranks.append((name(kind), found.ravel()))
             n_people = arrays["galleries"].shape[1]
-        compared = compare_all(similarity, people, left_out)
+        compared = compare_all(similarity, people, excluded)
         verified.append((name(kind), Verification(compared)))
         if line := pairs[kind].get("likelihood_ratio"):
-            log_ratio = line["slope"] * compared.score + line["intercept"]
-            ratios.append((name(kind), log_ratio, compared.genuine))
+            calibration = ScoreCalibration(line["slope"], line["intercept"])
+            log_ratios = calibration.log_likelihood_ratio(compared.score)
+            ratios.append((name(kind), log_ratios, compared.genuine))
     return [
         cmc_chart(ranks, n_people, "a gallery of one photo per person"),
         det_chart(verified),

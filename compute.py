@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,6 +105,16 @@ def has_fast_bf16() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
+def other_way_out() -> str:
+    """Return what else a failed compiling can be mended by; nothing where no file was in play.
+
+    A process that was killed while it compiled may have left a truncated file behind, which every
+    later one meets. The compiler names its folder in the environment once it uses it.
+    """
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    return f"; or, if a former run was killed, delete {folder} and try again" if folder else ""
+
+
 def compile_backbone(model: IGAENet, device: torch.device, amp: str, shape: Shape) -> float:
     """Compile the backbone in its place for training and evaluation; return the seconds it took.
 
@@ -127,7 +138,7 @@ def compile_backbone(model: IGAENet, device: torch.device, amp: str, shape: Shap
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"the model cannot be compiled here ({type(error).__name__}: {reason}); use"
-            " --compile off"
+            f" --compile off{other_way_out()}"
         ) from error
     finally:
         model.load_state_dict(before)

@@ -107,6 +107,7 @@ PROTOCOLS = {
     ),
 }
 SPLITS = PROTOCOLS["paper"].splits
+LEAK_FRAMES = (1, 2, 5)  # numbers apart: neighbours in number are near-duplicates
 
 
 def age_group(age: int) -> str:
@@ -287,6 +288,48 @@ def frame_numbers(names: pd.Series) -> pd.Series:
     """
     stems = names.str.replace(r"\.[^.]*$", "", regex=True)
     return stems.str.extract(r"([0-9]{1,15})[^0-9]*$", expand=False).astype(float)
+
+
+def permute_labels(rows: pd.DataFrame, everyone: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return `rows` with gender and age permuted between people: everybody has somebody's.
+
+    No hand tells these labels, so whatever is learnt of them is who has which.
+
+    Args:
+        rows: of some of the people.
+        everyone: rows of all the people that the permutation is drawn over.
+        seed: of the draw.
+    """
+    labels = everyone.groupby("id")[["gender", "age"]].first()  # sorted by id
+    order = np.random.default_rng(seed).permutation(len(labels))
+    given = labels.iloc[order].set_axis(labels.index).loc[rows["id"]]
+    return rows.assign(gender=given["gender"].to_numpy(), age=given["age"].to_numpy())
+
+
+def leaks(rows: pd.DataFrame, train: pd.DataFrame) -> dict[str, float]:
+    """Return which share of a side's photos training gives away; NaN where there are none.
+
+    Both have the columns id and number (`frame_numbers`).
+
+    person_in_train: the person has photos in train; within_<n>: one of these is at most n numbers
+    away, of those photos that have a number.
+    """
+    numbered, trained = (
+        part.dropna(subset="number").astype({"number": "int64"}).sort_values("number")
+        for part in (rows, train)
+    )
+    nearest = pd.merge_asof(
+        numbered,
+        trained[["id", "number"]].assign(nearest=trained["number"]),
+        on="number",
+        by="id",
+        direction="nearest",
+    )
+    distance = (nearest["number"] - nearest["nearest"]).abs()  # NaN: the person is not in train
+    return {
+        "person_in_train": rows["id"].isin(train["id"]).mean(),
+        **{f"within_{n}": (distance <= n).mean() for n in LEAK_FRAMES},
+    }
 
 
 def fingerprint(rows: pd.DataFrame) -> str:

@@ -30,6 +30,7 @@ from dataset_11k import (
     AGE_GROUPS,
     ASPECTS,
     GENDERS,
+    LEAK_FRAMES,
     PROTOCOLS,
     SKIN_COLORS,
     SPLIT_COLUMNS,
@@ -37,6 +38,7 @@ from dataset_11k import (
     age_group,
     check_photos,
     frame_numbers,
+    leaks,
     missing_photos,
     read_hand_info,
 )
@@ -52,7 +54,6 @@ from utils import (
 SEED = 42  # of `paper`, where another would be another split than the published one
 LEAST_PHOTOS = 5  # so that a fifth of them is a photo
 NEAR = 2  # numbers that frames of two sides are more than apart in `burst`
-LEAK_FRAMES = (1, 2, 5)
 N_DEALS = 100  # of people to folds, to choose the best balanced of
 N_GALLERIES = 10  # draws, as MBA-Net has them (arXiv 2108.02234)
 LEFT_OUT = "left out"  # the side of photos that are in no split
@@ -372,30 +373,6 @@ def split_summary(splits: dict[str, AspectSplit]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines).set_index(["aspect", "fold"])
-
-
-def leaks(rows: pd.DataFrame, train: pd.DataFrame) -> dict[str, float]:
-    """Return which share of a side's photos training gives away; NaN where there are none.
-
-    person_in_train: the person has photos in train; within_<n>: one of these is at most n numbers
-    away, of those photos that have a number.
-    """
-    numbered, trained = (
-        part.dropna(subset="number").astype({"number": "int64"}).sort_values("number")
-        for part in (rows, train)
-    )
-    nearest = pd.merge_asof(
-        numbered,
-        trained[["id", "number"]].assign(nearest=trained["number"]),
-        on="number",
-        by="id",
-        direction="nearest",
-    )
-    distance = (nearest["number"] - nearest["nearest"]).abs()  # NaN: the person is not in train
-    return {
-        "person_in_train": rows["id"].isin(train["id"]).mean(),
-        **{f"within_{n}": (distance <= n).mean() for n in LEAK_FRAMES},
-    }
 
 
 def leakage_table(splits: dict[str, AspectSplit]) -> pd.DataFrame:

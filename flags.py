@@ -34,7 +34,8 @@ def flag(
     """Return a dataclass field that `config_parser` turns into a command-line flag.
 
     `nargs` is of a field that is a tuple: how many values, or "+" for one or more. `metavar` is
-    what `--help` shows for the value; without it FILE of a path, else the type.
+    what `--help` shows for the value; without it FILE of a path, else the type. Of bools, one named
+    no_<what> is a switch, others have a --no-<name> as well.
     """
     metadata = {"help": help_text, "choices": tuple(choices), "nargs": nargs, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,7 +58,9 @@ def config_parser(config_class: type, description: str | None) -> argparse.Argum
             continue
         kind = (typing.get_args(hints[field.name]) or (hints[field.name],))[0]
         options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if kind is not bool:
+        if kind is bool and field.name.startswith("no_"):
+            options = {"action": "store_true"}
+        elif kind is not bool:
             options = {"type": kind}
             if field.metadata["choices"]:
                 options["choices"] = field.metadata["choices"]

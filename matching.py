@@ -361,6 +361,31 @@ def cllr(log_ratios: np.ndarray, genuine: np.ndarray) -> float:
     return float(sum(cost.mean() for cost in costs) / (2 * np.log(2)))
 
 
+def people_cllr(pairs: Comparisons, log_ratios: np.ndarray) -> PeopleMeasure:
+    """Return `cllr` with genuine pairs weighted by their person, impostor pairs by both people.
+
+    Args:
+        pairs: (M,) comparisons.
+        log_ratios: (M,) natural logarithms of their likelihood ratios.
+    """
+    people, person, photos = np.unique(pairs.people, return_inverse=True, return_counts=True)
+    one, other = person[pairs.first], person[pairs.second]
+    genuine, n_people = one == other, len(people)
+    costs = np.logaddexp(0, np.where(genuine, -log_ratios, log_ratios)) / np.log(2)
+    summed = (costs, np.ones(len(costs)))
+    own = [np.bincount(one[genuine], v[genuine], minlength=n_people) for v in summed]
+    couples = (one[~genuine], other[~genuine])
+    cross = [csr_array((v[~genuine], couples), shape=(n_people, n_people)) for v in summed]
+
+    def of_weights(weights: np.ndarray) -> np.ndarray:
+        columns = weights.T  # (P, B)
+        same = ratio(*(weights @ v for v in own))
+        different = ratio(*((columns * (v @ columns)).sum(axis=0) for v in cross))
+        return (same + different) / 2
+
+    return PeopleMeasure(people, of_weights, photos[:, None])
+
+
 def cllr_min(scores: np.ndarray, genuine: np.ndarray) -> float:
     """Return the cost left after the best calibration that keeps the scores' order (PAV), in bits.
 

@@ -312,8 +312,8 @@ def decode_to_memory(dataset: HandsDataset, num_workers: int) -> MemoryPixels:
             f" there are; {WAYS_OUT}"
         )
     logger.info("cache: decoding %d photos once, %s, into memory", len(dataset), size)
-    try:  # torch.empty would fill it first where algorithms are deterministic: twice the memory
-        pixels = torch.from_numpy(np.empty(shape, np.uint8)).share_memory_()
+    try:
+        pixels = torch.empty(shape, dtype=torch.uint8).share_memory_()
     except (MemoryError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CacheError(

@@ -13,9 +13,10 @@ People that a disjoint protocol shows were never trained on: their embeddings ar
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,58 +25,36 @@ import pandas as pd
 from sklearn.metrics import classification_report
 
 from dataset_11k import (
-    AGE_GROUPS,
     PROTOCOLS,
     TASKS,
     HandsDataset,
     LabelSpace,
     SplitFiles,
+    age_group,
     build_loader,
     check_photos,
     class_names,
     fingerprint,
     frame_numbers,
+    leaks,
     locate,
     open_photo,
+    permute_labels,
     read_csv_text,
+    read_hand_info,
     read_rows,
     say_who_is_known,
 )
 from engine import Predictions, Predictor, load_predictor, predict_split
 from figures import choose_rows, plot_confusion, plot_sample_grid
+from findings import what_the_control_means
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
-from intervals import (
-    CONFIDENCE,
-    N_DRAWS,
-    PeopleMeasure,
-    bootstrap,
-    people_balanced_accuracy,
-    people_mean,
-    people_roc_auc,
-)
-from matching import (
-    BURST,
-    Verification,
-    compare_all,
-    cosine_similarity,
-    fnmr_at_fmr,
-    gallery_ranks,
-    near_pairs,
-    retrieve,
-)
-from metrics import (
-    age_measures,
-    cmc,
-    expected_age,
-    identity_lookup,
-    label_measures,
-    majority_class,
-    probability_measures,
-    roc_auc,
-    softmax,
-    true_ranks,
-)
+from intervals import CONFIDENCE, N_DRAWS
+from matching import BURST
+from measures import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
+from metrics import softmax
 from ranks import Ranks
+from report import write_report
 from utils import (
     CHECKPOINT_KEYS,
     UserError,
@@ -91,14 +70,8 @@ from utils import (
 )
 
 ALL_SPLITS = ("train", "val", "test")
-BOOTSTRAP_SEED = 0
-CMC_RANKS = (1, 5, 10)
-FALSE_MATCH_RATES = (0.01, 0.001)
-CERTAIN = 1000.0  # a logit whose class has probability 1: controls answer without a doubt
-CONTROL_MEASURES = (
-    *("accuracy", "balanced_accuracy", "macro_f1", "roc_auc"),
-    *("within_one_group", "mae_years", "quadratic_weighted_kappa"),
-)
+# Of the checkpoint, for whoever has to repeat the training.
+TRAINING_FACTS = ("config", "resolved", "fingerprints", "best", "commit", "environment")
 
 
 @dataclass(frozen=True)
@@ -119,6 +92,7 @@ class EvalConfig:
     amp: str | None = flag(
         None, "mixed precision; auto: see train.py (default: as trained)", choices=AMP_MODES
     )
+    no_photos: bool = flag(False, "leave photos, biometric data, out of report.html")
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -167,6 +141,19 @@ def check_people(
 # ----------------------------------------------------------------------------- what is evaluated
 
 
+def rows_of(files: SplitFiles, split: str, state: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows of a split with the labels that the training had."""
+    rows = read_rows(files.split(split))
+    if not is_permuted(state):
+        return rows
+    return permute_labels(rows, read_rows(files.attributes), state["config"]["seed"])
+
+
+def is_permuted(state: Mapping[str, Any]) -> bool:
+    """Return whether the checkpoint is the control of `train.py --permute_labels`."""
+    return bool(state["config"].get("permute_labels"))
+
+
 class Scope(NamedTuple):
     """What is evaluated."""
 
@@ -181,6 +168,16 @@ class Scope(NamedTuple):
         """Whether nobody on the photos was trained on, so that identity cannot be classified."""
         disjoint = PROTOCOLS[self.files.protocol].disjoint and self.split != "train"
         return self.cross_hand or disjoint
+
+    @property
+    def matched(self) -> bool:
+        """Whether people are known by embeddings of a gallery."""
+        return self.strangers and not self.cross_hand
+
+    @property
+    def classified(self) -> list[str]:
+        """The tasks whose classes the photos can have."""
+        return [task for task in TASKS if task != "identity" or not self.strangers]
 
 
 def chosen_split(asked: str | None, protocol: str) -> str:
@@ -210,7 +207,12 @@ def read_scope(config: EvalConfig, state: Mapping[str, Any]) -> Scope:
             raise UserError(
                 f"--test_attributes_file {other} is the aspect that was trained on; leave it out"
             )
-    rows = read_rows(files.split(split))
+        if is_permuted(state):
+            raise UserError(
+                f"{config.checkpoint} was trained with --permute_labels, which says nothing of"
+                " another aspect; leave --test_attributes_file out"
+            )
+    rows = rows_of(files, split, state)
     n_people = rows["id"].nunique()
     if other is None:
         check_people(state, rows, split, files, config.checkpoint)
@@ -270,16 +272,34 @@ def read_training(state: Mapping[str, Any]) -> Training | None:
     )
 
 
+def training_rows(state: Mapping[str, Any], scope: Scope) -> pd.DataFrame | None:
+    """Return the rows that were trained on; None: their file is gone, or another one by now."""
+    if scope.cross_hand or not scope.files.split("train").is_file():
+        return None
+    trained = rows_of(scope.files, "train", state)
+    return trained if fingerprint(trained) == state["fingerprints"]["train"] else None
+
+
+def leakage(state: Mapping[str, Any], scope: Scope) -> dict[str, float] | None:
+    """Return which share of the photos training gives away (`dataset_11k.leaks`), if known."""
+    trained = training_rows(state, scope)
+    if trained is None or scope.split == "train":
+        return None
+    return leaks(
+        *(part.assign(number=frame_numbers(part["name"])) for part in (scope.rows, trained))
+    )
+
+
 def say_what_was_seen(state: Mapping[str, Any], scope: Scope) -> str:
     """Return what of the rows was trained on, or chose the checkpoint's epoch."""
     if scope.split == "train":
         return "these photos were trained on: the scores say what was memorised, and no more"
     said = []
-    train_csv = scope.files.split("train")
-    if train_csv.is_file() and not scope.strangers:
-        trained = read_rows(train_csv)
-        if fingerprint(trained) == state["fingerprints"]["train"]:
-            said.append(say_who_is_known(scope.rows, trained, scope.split))
+    trained = training_rows(state, scope)
+    if trained is not None and not scope.strangers:
+        said.append(say_who_is_known(scope.rows, trained, scope.split))
+    if is_permuted(state):
+        said.append("gender and age were permuted between people: a control, no result")
     if chose_epoch(state, scope):
         same = fingerprint(scope.rows) == state["fingerprints"][scope.split]
         said.append(f"{'the same' if same else 'val'} photos chose the epoch")
@@ -323,20 +343,52 @@ def prediction_table(
     return table
 
 
-def prediction_arrays(
-    scope: Scope,
-    predictions: Predictions,
-    predictor: Predictor,
-    training: Training | None,
-    galleries: np.ndarray | None,
-) -> dict[str, np.ndarray]:
-    """Return predictions.npz, all that the measures are taken from.
+def slice_names(scope: Scope) -> dict[str, np.ndarray]:
+    """Return slice_<grouping> -> (N,) names: the groups of each photo that measures are taken in.
 
-    The embedding; per task logits, class names, truth, temperature; people, age_years and
-    frame_number (NaN: none) of the rows. Where they are known: mean_ages and <task>_train_counts
-    of the training, gender_of_identity and age_of_identity, galleries.
+    Skin colour and accessories are those of the data root's HandInfo.csv; photos that it does not
+    list are of group `unknown`.
     """
-    rows, arrays = scope.rows, {"embedding": predictions.embedding}
+    rows, info = scope.rows, scope.files.root / "HandInfo.csv"
+    groups = {"gender": rows["gender"], "age": rows["age"].map(age_group)}
+    if info.is_file():
+        table = read_hand_info(info).set_index("imageName").reindex(rows["name"])
+        worn = table["accessories"].map({0: "none", 1: "some"})
+        groups |= {"skin_color": table["skinColor"], "accessories": worn}
+    return {f"slice_{n}": group.fillna("unknown").to_numpy(str) for n, group in groups.items()}
+
+
+def calibration_arrays(
+    config: EvalConfig, state: Mapping[str, Any], scope: Scope, predictor: Predictor
+) -> dict[str, np.ndarray]:
+    """Return what likelihood ratios are calibrated on: val photos, of people who are not in test.
+
+    Empty where test does not show strangers, or val is not there any more as it was.
+    """
+    files = scope.files
+    if scope.split != "test" or not scope.matched or not files.split("val").is_file():
+        return {}
+    rows = rows_of(files, "val", state)
+    if fingerprint(rows) != state["fingerprints"]["val"]:
+        return {}
+    check_photos(rows, files.photos, files.split("val"))
+    return {
+        "calibration_embedding": predict(config, predictor, rows, files.photos).embedding,
+        "calibration_people": rows["id"].to_numpy(str),
+        "calibration_frame_number": frame_numbers(rows["name"]).to_numpy(),
+    }
+
+
+def prediction_arrays(
+    scope: Scope, predictions: Predictions, predictor: Predictor, training: Training | None
+) -> dict[str, np.ndarray]:
+    """Return predictions.npz but for what embeddings are matched with.
+
+    The embedding; per task logits, class names, truth, temperature; people, age_years,
+    frame_number (NaN: none) and slice_<grouping> of the rows. Where they are known: mean_ages and
+    <task>_train_counts of the training, gender_of_identity and age_of_identity.
+    """
+    rows, arrays = scope.rows, {"embedding": predictions.embedding, **slice_names(scope)}
     for i, task in enumerate(TASKS):
         arrays[f"{task}_logits"] = predictions.logits[task]
         arrays[f"{task}_classes"] = np.array(predictor.label_space.names[task])
@@ -349,7 +401,7 @@ def prediction_arrays(
         arrays["mean_ages"] = training.mean_ages
         arrays |= {f"{task}_train_counts": counts for task, counts in training.counts.items()}
         arrays |= {f"{task}_of_identity": values for task, values in training.people.items()}
-    return arrays if galleries is None else {**arrays, "galleries": galleries}
+    return arrays
 
 
 def predict(
@@ -373,213 +425,6 @@ def predict(
         amp=predictor.amp,
         ranks=Ranks(0, 1, predictor.device),
     )
-
-
-# ----------------------------------------------------------------------------- measures
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A task's answers to the photos whose true class the model knows.
-
-    true: (N,) class indices.
-    logits: (N, C) before softmax, which divides them by `temperature`.
-    people: (N,) who is on the photo.
-    ages: (N,) in whole years.
-    mean_ages: (n_age_groups,) of the training in years, NaN: unknown.
-    """
-
-    task: str
-    true: np.ndarray
-    logits: np.ndarray
-    temperature: float
-    people: np.ndarray
-    ages: np.ndarray
-    mean_ages: np.ndarray
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """The likeliest class of each photo, (N,)."""
-        return self.logits.argmax(axis=1)
-
-    @property
-    def male(self) -> np.ndarray:
-        """Of gender: how much more male than female, (N,)."""
-        return self.logits[:, 1] - self.logits[:, 0]
-
-    @property
-    def expected_ages(self) -> np.ndarray:
-        """Of age: in years, (N,)."""
-        return expected_age(softmax(self.logits, self.temperature), self.mean_ages)
-
-
-def task_answers(arrays: Mapping[str, np.ndarray], task: str) -> Answers:
-    """Return a task's answers, from the arrays of `prediction_arrays`."""
-    known = arrays[f"{task}_true"] >= 0
-    return Answers(
-        task=task,
-        true=arrays[f"{task}_true"][known],
-        logits=arrays[f"{task}_logits"][known].astype(np.float64),
-        temperature=float(arrays[f"{task}_temperature"]),
-        people=arrays["people"][known],
-        ages=arrays["age_years"][known],
-        mean_ages=arrays.get("mean_ages", np.full(len(AGE_GROUPS), np.nan)),
-    )
-
-
-def class_measures(answers: Answers) -> dict[str, Any]:
-    """Return the measures of the classes answered, and what each task has of its own."""
-    measures: dict[str, Any] = label_measures(answers.true, answers.predicted)
-    if answers.task == "identity":
-        curve = cmc(true_ranks(answers.logits, answers.true), max(CMC_RANKS))
-        measures |= {"top_1": curve[0], "top_5": curve[4]}
-        measures["cmc"] = {str(rank): curve[rank - 1] for rank in CMC_RANKS}
-    elif answers.task == "gender":
-        measures["roc_auc"] = roc_auc(answers.true, answers.male)
-    else:
-        expected = answers.expected_ages
-        measures |= age_measures(answers.true, answers.predicted, answers.ages, expected)
-    return measures
-
-
-def headline(answers: Answers) -> dict[str, PeopleMeasure]:
-    """Return the measures that get an interval."""
-    people, is_identity = answers.people, answers.task == "identity"
-    measures = {
-        "balanced_accuracy": people_balanced_accuracy(
-            answers.true, answers.predicted, people, class_is_person=is_identity
-        )
-    }
-    if answers.task == "gender":
-        measures["roc_auc"] = people_roc_auc(answers.true, answers.male, people)
-    if answers.task == "age":
-        measures["mae_years"] = people_mean(np.abs(answers.ages - answers.expected_ages), people)
-    return measures
-
-
-def intervals(measures: Mapping[str, PeopleMeasure]) -> dict[str, dict[str, Any]]:
-    """Return each measure's bootstrap interval over people, but for its value."""
-    found = {name: bootstrap(m, seed=BOOTSTRAP_SEED)._asdict() for name, m in measures.items()}
-    return {name: {k: v for k, v in i.items() if k != "value"} for name, i in found.items()}
-
-
-def controls(answers: Answers, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return what the same measures say of answers that read no gender or age from a hand.
-
-    majority_class: always the training rows' most frequent class. identity_lookup (gender, age):
-    the training rows' class of whoever the identity head names; who has no photo there gets the
-    majority class. Nothing for an older checkpoint, which does not know its training rows.
-    """
-    task, n_classes = answers.task, answers.logits.shape[1]
-    if f"{task}_train_counts" not in arrays:
-        return {}
-    counts = arrays[f"{task}_train_counts"]
-    most = majority_class(np.repeat(np.arange(n_classes), counts))
-    guesses = {"majority_class": np.full(len(answers.true), most)}
-    if task != "identity":
-        named = arrays["identity_logits"].argmax(axis=1)[arrays[f"{task}_true"] >= 0]
-        found = identity_lookup(named, arrays[f"{task}_of_identity"])
-        guesses["identity_lookup"] = np.where(found < 0, most, found)
-    measures = {}
-    for name, guess in guesses.items():
-        certain = CERTAIN * np.eye(n_classes)[guess]
-        said = class_measures(replace(answers, logits=certain, temperature=1.0))
-        measures[name] = {key: said[key] for key in CONTROL_MEASURES if key in said}
-    return measures
-
-
-def measure_task(task: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return all that metrics.json says of a task that is classified."""
-    answers = task_answers(arrays, task)
-    before = probability_measures(answers.true, softmax(answers.logits))
-    after = probability_measures(answers.true, softmax(answers.logits, answers.temperature))
-    return {
-        "n_images": len(answers.true),
-        "n_classes": len(np.unique(answers.true)),
-        **class_measures(answers),
-        **after,
-        "temperature": answers.temperature,
-        "before_temperature": before,
-        "intervals": intervals(headline(answers)),
-        "controls": controls(answers, arrays),
-    }
-
-
-def match(
-    similarity: np.ndarray,
-    people: np.ndarray,
-    excluded: np.ndarray,
-    galleries: np.ndarray | None,
-) -> dict[str, Any]:
-    """Return verification of all pairs that are not excluded, and retrieval where galleries are.
-
-    Args:
-        similarity: (N, N) of all photos.
-        people: (N,) who is on the photo.
-        excluded: (N, N) bool, pairs to leave out.
-        galleries: (n_draws, n_people) rows, or None.
-    """
-    verification = Verification(compare_all(similarity, people, excluded))
-    rates = verification.curve()
-    measures: dict[str, Any] = {"n_genuine": rates.n_genuine, "n_impostor": rates.n_impostor}
-    sure = {"eer": verification.equal_error_rate()}
-    for rate in FALSE_MATCH_RATES:
-        measures[f"fnmr_at_fmr_{rate:g}"] = fnmr_at_fmr(rates, rate)
-    if galleries is not None:
-        ranks = gallery_ranks(similarity, people, galleries, excluded)
-        for rank in CMC_RANKS:
-            hits = people_mean(np.where(np.isnan(ranks), np.nan, ranks <= rank), people)
-            measures[f"rank_{rank}"] = hits.value
-            if rank == 1:
-                sure["rank_1"] = hits
-        found = retrieve(similarity, people, people, excluded)
-        sure["mAP"] = people_mean(found.average_precision, people)
-        measures["mINP"] = people_mean(found.inverse_penalty, people).value
-    measures |= {name: measure.value for name, measure in sure.items()}
-    return {**measures, "intervals": intervals(sure)}
-
-
-def measure_matching(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return `match` over all pairs, and without pairs of neighbouring frames.
-
-    The latter is None where a photo has no frame number. Chance: to guess one of the gallery.
-    """
-    people, frames = arrays["people"], arrays["frame_number"]
-    similarity = cosine_similarity(arrays["embedding"], arrays["embedding"])
-    same, galleries = np.eye(len(people), dtype=bool), arrays.get("galleries")
-    beyond = None
-    if not np.isnan(frames).any():
-        near = near_pairs((people, people), (frames, frames))
-        beyond = match(similarity, people, same | near, galleries)
-    measures = {
-        "all_pairs": match(similarity, people, same, galleries),
-        f"beyond_{BURST}_frames": beyond,
-    }
-    if galleries is None:
-        return measures
-    return {
-        **measures,
-        "n_galleries": len(galleries),
-        "controls": {"chance": {"rank_1": 1 / galleries.shape[1]}},
-    }
-
-
-def measure(arrays: Mapping[str, np.ndarray], scope: Scope) -> dict[str, dict[str, Any] | None]:
-    """Return each task's part of metrics.json; identity has none on another aspect."""
-    tasks: dict[str, dict[str, Any] | None] = {task: measure_task(task, arrays) for task in TASKS}
-    if scope.cross_hand:
-        tasks["identity"] = None
-    elif identity := tasks["identity"]:
-        identity["matching" if scope.strangers else "verification"] = measure_matching(arrays)
-    return tasks
-
-
-def plain(value: Any) -> Any:
-    """Return nested measures as JSON has them: NaN, nothing to measure, becomes null."""
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 # ----------------------------------------------------------------------------- results
@@ -645,36 +490,19 @@ def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
     return lines
 
 
-def what_the_control_means(strangers: bool) -> str:
-    """Return the sentence that tells how to read a score beside its controls."""
-    if strangers:
-        return (
-            "Nobody here was trained on: what a score has above the majority class carries over to"
-            " strangers, and what it has above identity lookup is more than likeness to one trained"
-            " person."
-        )
-    return (
-        "Identity lookup answers the gender and age of whoever the identity head names: a score no"
-        " better than that shows that people are known again, not that gender or age is read."
-    )
-
-
-def print_scores(
-    metrics: Mapping[str, Any], table: pd.DataFrame, strangers: bool, seen: str
-) -> None:
+def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope, seen: str) -> None:
     """Print a report per task, what is sure, controls, what was `seen` before."""
     print(
         f"{metrics['n_images']} photos of {metrics['n_people']} people, {metrics['aspect']}"
         f" {metrics['split']}, protocol {metrics['protocol']}, epoch {metrics['epoch']}"
     )
-    tasks = [task for task in TASKS if task != "identity" or not strangers]
-    for task in tasks:
+    for task in scope.classified:
         true, predicted = table[f"{task}_true"], table[f"{task}_pred"]
         print(f"\n{task} classification report\n")
         print(classification_report(true, predicted, digits=4, zero_division=0))
-    print(*headline_lines(metrics["tasks"]), what_the_control_means(strangers), "", sep="\n")
+    print(*headline_lines(metrics["tasks"]), what_the_control_means(scope.strangers), "", sep="\n")
     print(f"{'':10}accuracy  balanced accuracy  macro F1  per-batch mean (as published)")
-    for task in tasks:
+    for task in scope.classified:
         values = metrics["tasks"][task]
         print(
             f"{task:10}{values['accuracy']:8.4f}  {values['balanced_accuracy']:17.4f}"
@@ -692,6 +520,8 @@ def describe(scope: Scope, state: Mapping[str, Any], checkpoint: Path) -> dict[s
         unchanged = fingerprint(scope.rows) == state["fingerprints"].get(split)
     return {
         "protocol": protocol,
+        "protocol_reason": " ".join(PROTOCOLS[protocol].reason.split()),
+        "permuted_labels": is_permuted(state),
         "fold": scope.files.fold if PROTOCOLS[protocol].disjoint else None,
         "aspect": scope.files.aspect,
         "split": split,
@@ -711,7 +541,31 @@ def describe(scope: Scope, state: Mapping[str, Any], checkpoint: Path) -> dict[s
         "bootstrap": {"draws": N_DRAWS, "seed": BOOTSTRAP_SEED, "confidence": CONFIDENCE},
         "n_images": len(scope.rows),
         "n_people": scope.rows["id"].nunique(),
+        "leakage": leakage(state, scope),
+        "photos": str(scope.files.photos),
+        "training": {name: state.get(name) for name in TRAINING_FACTS},
     }
+
+
+def warn_of_a_changed_split(facts: Mapping[str, Any], scope: Scope) -> None:
+    """Log one warning if the rows are not those that were there at the training."""
+    if facts["split_as_at_training"] is False:
+        logger.warning(
+            "%s is not the file that was there at the training: make sure that none of its photos"
+            " was trained on",
+            scope.files.split(scope.split),
+        )
+
+
+def measure_tasks(arrays: Mapping[str, np.ndarray], scope: Scope) -> dict[str, Any]:
+    """Return each task's part of metrics.json; identity has none on another aspect."""
+    asked = [task for task in TASKS if task != "identity" or not scope.cross_hand]
+    if len(scope.rows) > MOST_MATCHED and "identity" in asked:
+        logger.warning(
+            "%d photos are too many to compare them all; of up to %d embeddings are matched",
+            *(len(scope.rows), MOST_MATCHED),
+        )
+    return dict.fromkeys(TASKS) | measure(arrays, asked, strangers=scope.strangers)
 
 
 @one_line_errors
@@ -722,37 +576,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     state = load_checkpoint(config.checkpoint, CHECKPOINT_KEYS)
     scope = read_scope(config, state)
-    matched = scope.strangers and not scope.cross_hand
-    galleries = read_galleries(scope) if matched else None
     facts = describe(scope, state, config.checkpoint)
-    if facts["split_as_at_training"] is False:
-        logger.warning(
-            "%s is not the file that was there at the training: make sure that none of its photos"
-            " was trained on",
-            scope.files.split(scope.split),
-        )
-    seen = say_what_was_seen(state, scope)
+    warn_of_a_changed_split(facts, scope)
+    galleries = {"galleries": read_galleries(scope)} if scope.matched else {}
     predictor = load_predictor(
         state, device=config.device, amp=config.amp, batch_size=config.batch_size
     )
     space, rows, photos = predictor.label_space, scope.rows, scope.files.photos
     predictions = predict(config, predictor, rows, photos)
     table = prediction_table(rows, predictions, space, predictor.temperature)
-    arrays = prediction_arrays(scope, predictions, predictor, read_training(state), galleries)
+    arrays = {
+        **prediction_arrays(scope, predictions, predictor, read_training(state)),
+        **calibration_arrays(config, state, scope, predictor),
+        **galleries,
+    }
+    command = ["python", "test.py", *(sys.argv[1:] if argv is None else argv)]
     metrics = {
-        **facts,
-        "tasks": plain(measure(arrays, scope)),
+        **plain({**facts, "tasks": measure_tasks(arrays, scope)}),
         "commit": git_commit(),
+        "command": shlex.join(command),
         "amp": predictor.amp,
         "environment": describe_environment(predictor.device),
     }
     name = f"{config.checkpoint.stem}-{scope.files.aspect}-{scope.split}"
     folder = config.checkpoint.with_name(name)
     write_results(folder, metrics, table, arrays)
-    drawn = [task for task in TASKS if task != "identity" or not scope.strangers]
-    plot_results(folder, table, space, [photos / name for name in rows["name"]], drawn)
-    print_scores(metrics, table, scope.strangers, seen)
-    print(f"\nwrote {folder}")
+    paths = [photos / name for name in rows["name"]]
+    plot_results(folder, table, space, paths, scope.classified)
+    print_scores(metrics, table, scope, say_what_was_seen(state, scope))
+    page = write_report(folder, photos=None if config.no_photos else photos)
+    print(f"\nwrote {folder}; to read: {page}")
     print(f"ask about other photos: python predict.py --checkpoint {config.checkpoint} PHOTO")
     return 0
 

@@ -42,6 +42,7 @@ from dataset_11k import (
     check_photos,
     fingerprint,
     locate,
+    permute_labels,
     read_rows,
     resize_size,
     say_who_is_known,
@@ -73,6 +74,7 @@ from metrics import balanced_accuracy, class_means, fit_temperature
 from model import BACKBONES, IGAENet, find_backbone, parameter_groups
 from photo_cache import attach_cache, keep_on_device
 from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
+from report import write_training_report
 from run_folder import (
     check_unused,
     last_checkpoint,
@@ -125,6 +127,9 @@ class TrainConfig:
         "paper", "split to train on, as in dataset_11k_split.py", choices=tuple(PROTOCOLS)
     )
     fold: int | None = flag(None, "of --protocol subject-disjoint, from 0 (default: 0)")
+    permute_labels: bool = flag(
+        False, "a control: permute gender and age between people, so that no hand tells them"
+    )
     backbone: str = flag("swin_t", f"{', '.join(BACKBONES)} or any timm model")
     pretrained: bool = flag(True, "start from timm's ImageNet weights")
     backbone_weights: Path | None = flag(None, "start from this .pth or .safetensors file instead")
@@ -452,6 +457,9 @@ def read_data(config: TrainConfig) -> Data:
         *(len(unseen), unseen["id"].nunique()),
     )
     known = everyone if config.protocol == "paper" else rows["train"]
+    if config.permute_labels:
+        rows = {s: permute_labels(part, everyone, config.seed) for s, part in rows.items()}
+        logger.info("gender and age are permuted between people: a control, no result")
     fingerprints = {split: fingerprint(part) for split, part in rows.items()}
     rows.pop("test", None)
     return Data(files.photos, rows, LabelSpace.of_people(known["id"].tolist()), fingerprints)
@@ -902,6 +910,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = "another process of this run has ended; its own message says why"
         raise UserError(message) from error
     if ranks.is_first:
+        print(f"the curves: {write_training_report(run.folder)}")
         print_result(run, config, data.rows)
     ranks.leave()
     return 0

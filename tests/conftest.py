@@ -79,6 +79,8 @@ def same_globals() -> Iterator[None]:
     generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filler: Any = torch.utils.deterministic
+    fill = filler.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     yield
@@ -91,6 +93,7 @@ def same_globals() -> Iterator[None]:
     np.random.set_state(generators[1])
     torch.set_rng_state(generators[2])
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    filler.fill_uninitialized_memory = fill
     torch.backends.cudnn.benchmark = benchmark
     os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     if workspace is not None:

@@ -249,7 +249,7 @@ def test_a_batch_larger_than_the_data_is_filled_up(attributes: Path, tmp_path: P
 
 def test_first_step(attributes: Path, tmp_path: Path) -> None:
     config = benchmark.train_config(config_of(attributes), "fast", "test_resnet", 4, tmp_path)
-    measured = benchmark.first_step(config, tmp_path, benchmark.time.time() - 100)
+    measured = benchmark.first_step(config, False, tmp_path, benchmark.time.time() - 100)
     assert 100 <= measured["imports"] < measured["first_step"] < 200
     assert measured["peak_above_imports"] >= 0
 
@@ -268,6 +268,33 @@ def test_plain_is_the_published_way(attributes: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", benchmark.VARIANTS)
+def test_what_has_no_flag_is_as_published_in_plain_alone(
+    name: str, attributes: Path, tmp_path: Path
+) -> None:
+    config = benchmark.train_config(config_of(attributes), name, "test_resnet", 4, tmp_path)
+    torch.use_deterministic_algorithms(True)
+    plain = name == "plain"
+    variant = benchmark.prepare(config, read_data(config), tmp_path, plain=plain)
+    layout = torch.contiguous_format if plain else torch.channels_last
+    kernels = [p for p in variant.run.model.parameters() if p.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
+    groups = variant.run.optimizer.param_groups
+    assert [(g["fused"], g["foreach"]) for g in groups] == [(None if plain else True, None)] * 2
+    seen: list[tuple[bool, bool]] = []
+
+    def look(_: Any, images: tuple[torch.Tensor]) -> None:
+        in_layout = images[0].is_contiguous(memory_format=layout)
+        seen.append((in_layout, torch.are_deterministic_algorithms_enabled()))
+
+    variant.run.model.backbone.register_forward_pre_hook(look)
+    variant.train_in_place(variant.batch_on_device(), 1)
+    variant.train_rows(4)
+    variant.evaluate(4)
+    assert seen == [(True, not plain)] * 3
+    assert torch.are_deterministic_algorithms_enabled()
+
+
 def test_scripts_and_split(
     attributes: Path,
     tmp_path: Path,
@@ -275,7 +302,7 @@ def test_scripts_and_split(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(benchmark, "run_script", call_script)
-    monkeypatch.setattr(benchmark, "imports_memory", lambda *modules: 1.0)
+    monkeypatch.setattr(benchmark, "run_imports", lambda *modules: {"peak_memory": 1.0})
     monkeypatch.setattr(evaluation, "plot_results", lambda *arguments: None)
     config = config_of(attributes, script_photos=(3, 30), split_rows=(200,))
     data = read_data(benchmark.train_config(config, "fast", "test_resnet", 4, tmp_path))
@@ -294,6 +321,25 @@ def test_scripts_and_split(
         ({"rows": 200}, "peak_memory"),
     ]
     assert not list((tmp_path / "made_up").iterdir())
+
+
+def test_help_and_imports_of_every_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def take_seconds(arguments: Sequence[Any]) -> dict[str, float]:
+        if arguments[0] == "-c":  # the imports take as many seconds as there are modules
+            return {"wall_time": len(arguments) - 3.0}
+        told.append(arguments[0].name)
+        return {"wall_time": 0.5} if arguments[1] == "--help" else {}
+
+    monkeypatch.setattr(benchmark, "run_command", take_seconds)
+    results = list(benchmark.measure_help(2))
+    scripts = sorted({str(r.case["script"]) for r in results})
+    assert {"train.py", "test.py", "predict.py", "benchmark.py"} <= set(scripts)
+    assert told == [script for script in scripts for _ in range(2)]
+    assert not {"utils.py", "engine.py"} & set(scripts)
+    found = {r.measure: r.samples for r in results}
+    assert found == {"help": [0.5, 0.5], "imports_above_torch_and_timm": [1.0, 1.0]}
 
 
 def test_made_up_hand_info_is_as_large_as_asked_and_splits(tmp_path: Path) -> None:

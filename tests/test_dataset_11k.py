@@ -40,6 +40,7 @@ from dataset_11k import (
     locate,
     missing_photos,
     open_photo,
+    permute_labels,
     read_hand_info,
     read_rows,
     resize_size,
@@ -960,3 +961,23 @@ def test_ranks_share_each_batch_of_training(n_rows: int, n_ranks: int) -> None:
 def test_ranks_divide_the_batches_of_an_evaluation(n_ranks: int) -> None:
     parts = [batches(50, shuffle=False, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
     assert sorted(batch for part in parts for batch in part) == batches(50, shuffle=False)
+
+
+def test_permuted_labels_stay_together_and_go_to_somebody() -> None:
+    everyone = pd.DataFrame(
+        {
+            "id": [f"p{i}" for i in range(40) for _ in range(2)],
+            "gender": [("female", "male")[i % 2] for i in range(40) for _ in range(2)],
+            "age": [18 + i for i in range(40) for _ in range(2)],
+        }
+    )
+    rows = everyone.iloc[::-3]
+    found = permute_labels(rows, everyone, seed=4)
+    assert found["id"].tolist() == rows["id"].tolist()
+    assert (found["gender"] == np.where(found["age"] % 2, "male", "female")).all()
+    assert found.groupby("id")["age"].nunique().max() == 1
+    assert sorted(permute_labels(everyone, everyone, seed=4)["age"]) == sorted(everyone["age"])
+    assert (found["age"] != rows["age"]).mean() > 0.8
+    shuffled = everyone.sample(frac=1, random_state=1)
+    assert found.equals(permute_labels(rows, shuffled, seed=4))
+    assert not found.equals(permute_labels(rows, everyone, seed=5))

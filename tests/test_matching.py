@@ -24,6 +24,7 @@ from matching import (
     gallery_ranks,
     near_pairs,
     nearest,
+    people_cllr,
     retrieve,
     tippett,
 )
@@ -385,6 +386,28 @@ def brute_cllr(log_ratios: Sequence[float], genuine: Sequence[bool]) -> float:
     for value, same in zip(log_ratios, genuine, strict=True):
         costs[bool(same)].append(math.log2(1 + math.exp(-value if same else value)))
     return sum(sum(side) / len(side) for side in costs.values()) / 2
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_cllr_over_people_is_that_of_pairs_repeated_as_often_as_their_people(name: str) -> None:
+    similarity, people = SCENES[name]
+    pairs = compare_all(similarity, people)
+    ratios = 5 * (pairs.score - 0.4)
+    measure = people_cllr(pairs, ratios)
+    assert measure.value == pytest.approx(cllr(ratios, pairs.genuine), nan_ok=True)
+    for times in RANDOM.integers(0, 4, size=(3, len(measure.people))):
+        count = dict(zip(measure.people, times, strict=True))
+        repeated = [
+            (ratio, same)
+            for ratio, i, j, same in zip(
+                ratios, pairs.first, pairs.second, pairs.genuine, strict=True
+            )
+            for _ in range(count[people[i]] * (1 if same else count[people[j]]))
+        ]
+        kinds = {same for _, same in repeated}
+        expected = brute_cllr(*zip(*repeated, strict=True)) if len(kinds) == 2 else math.nan
+        found = measure.of_weights(times[None].astype(float))[0]
+        assert found == pytest.approx(expected, nan_ok=True)
 
 
 def brute_pav(scores: Sequence[float], genuine: Sequence[bool]) -> float:

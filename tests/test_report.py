@@ -45,7 +45,8 @@ def pairs_block(*, strangers: bool) -> dict[str, Any]:
     ratio = {"calibrated_on": "val", "calibration_people": 9, "slope": 8.0, "intercept": -4.0}
     new = {
         "open_set": {"fnir_at_fpir_0.1": 0.25, "n_gallery_people": 7, "n_outside_people": 5},
-        "likelihood_ratio": {**ratio, "cllr": 0.4321, "cllr_min": 0.4, "misleading_genuine": 0.1},
+        "likelihood_ratio": {**ratio, "cllr": 0.4321, "cllr_min": 0.4, "misleading_genuine": 0.1}
+        | {"intervals": {"cllr": {"low": 0.3, "high": 0.5}}},
         "slices": slices_of("eer"),
     }
     if strangers:
@@ -217,6 +218,7 @@ def test_a_report_has_every_block_that_was_measured(tmp_path: Path, photos: Path
         "one recording session",
         "a frame of their person at most 2 away is in train 90.0 %",
         "Cllr in bits 0.432 0.432",
+        "Cllr, 95 % interval 0.300 to 0.500",
         "FNIR at FPIR 10 % 25.0 % 25.0 %",
         "female above male by 20.0 percentage points (95 % interval 10.0 to 30.0 %): more than",
         "python test.py --checkpoint",

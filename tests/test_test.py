@@ -26,7 +26,8 @@ from sklearn.metrics import (
 )
 
 import test as evaluation
-from dataset_11k import TASKS, read_rows
+import train
+from dataset_11k import TASKS, permute_labels, read_hand_info, read_rows
 from utils import load_checkpoint
 
 
@@ -407,3 +408,91 @@ def test_trained_people_among_the_strangers_and_damaged_galleries(
     shutil.copyfile(drawn / "train.csv", drawn / "test.csv")
     assert evaluate(disjoint_checkpoint, split_root) == 1
     assert "shows 2 people that" in capsys.readouterr().err
+
+
+def test_slices_know_skin_colour_and_accessories_where_hand_info_lies(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    info = read_hand_info(split_root / "HandInfo.csv").set_index("imageName")
+    evaluate(tiny_checkpoint, split_root)
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    names = read_rows(split_root / "trainval" / "dorsal_dr" / "val.csv")["name"]
+    assert arrays["slice_skin_color"].tolist() == info.loc[names, "skinColor"].tolist()
+    assert set(arrays["slice_accessories"]) == {"none"}
+    slices = metrics["tasks"]["identity"]["slices"]
+    assert list(slices) == ["gender", "age", "skin_color", "accessories"]
+    (split_root / "HandInfo.csv").unlink()
+    evaluate(tiny_checkpoint, split_root)
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    assert list(metrics["tasks"]["identity"]["slices"]) == ["gender", "age"]
+
+
+def test_what_training_gives_away_and_how_to_repeat_it_is_recorded(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    evaluate(tiny_checkpoint, split_root)
+    metrics, _ = metrics_of(tiny_checkpoint)
+    drawn = split_root / "trainval" / "dorsal_dr"
+    val, trained = (read_rows(drawn / f"{split}.csv") for split in ("val", "train"))
+    for gap in (1, 2, 5):
+        near = [
+            any(
+                who == other and abs(int(name[5:12]) - int(photo[5:12])) <= gap
+                for other, photo in zip(trained["id"], trained["name"], strict=True)
+            )
+            for who, name in zip(val["id"], val["name"], strict=True)
+        ]
+        assert metrics["leakage"][f"within_{gap}"] == pytest.approx(np.mean(near))
+    assert metrics["leakage"]["person_in_train"] == val["id"].isin(trained["id"]).mean()
+    assert metrics["command"].startswith("python test.py --checkpoint ")
+    state = load_checkpoint(tiny_checkpoint)
+    assert metrics["training"]["config"] == state["config"]
+    assert metrics["training"]["fingerprints"] == state["fingerprints"]
+    assert metrics["photos"] == str(split_root / "Hands")
+    assert metrics["permuted_labels"] is False
+
+    (drawn / "train.csv").unlink()
+    evaluate(tiny_checkpoint, split_root)
+    assert metrics_of(tiny_checkpoint)[0]["leakage"] is None
+
+
+def test_likelihood_ratios_of_strangers_are_calibrated_on_val(
+    disjoint_checkpoint: Path, split_root: Path
+) -> None:
+    assert evaluate(disjoint_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
+    drawn = split_root / "trainval" / "subject-disjoint" / "dorsal_dr" / "fold_1"
+    val = read_rows(drawn / "val.csv")
+    assert arrays["calibration_people"].tolist() == val["id"].tolist()
+    assert not set(arrays["calibration_people"]) & set(arrays["people"])
+    ratios = metrics["tasks"]["identity"]["matching"]["all_pairs"]["likelihood_ratio"]
+    assert ratios["calibration_people"] == val["id"].nunique()
+    (drawn / "val.csv").write_text("".join((drawn / "val.csv").read_text().splitlines(True)[:-1]))
+    assert evaluate(disjoint_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
+    assert metrics["tasks"]["identity"]["matching"]["all_pairs"]["likelihood_ratio"] is None
+    assert "calibration_embedding" not in arrays
+
+
+def test_permuted_labels_are_a_control_of_training_and_test_alike(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attributes, run = split_root / "sub_dataset" / "dorsal_dr.csv", tmp_path / "permuted"
+    flags = "--backbone test_resnet --no-pretrained --image_size 32 --amp off --device cpu"
+    flags += " --num_workers 0 --batch_size 8 --N_epochs 1 --permute_labels --seed 3"
+    given = ["--attributes_file", str(attributes), "--run_dir", str(run)]
+    assert train.main([*given, *flags.split()]) == 0
+    (checkpoint,) = run.glob("*-best.pth")
+    assert evaluate(checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(checkpoint)
+    assert metrics["permuted_labels"] is True
+    assert "permuted between people: a control, no result" in capsys.readouterr().out
+    assert metrics["split_as_at_training"] is True
+    assert metrics["leakage"] is not None
+    everyone = read_rows(attributes)
+    rows = read_rows(split_root / "trainval" / "dorsal_dr" / "val.csv")
+    expected = permute_labels(rows, everyone, 3)
+    assert arrays["age_years"].tolist() == expected["age"].tolist() != rows["age"].tolist()
+    other = ["--test_attributes_file", str(split_root / "sub_dataset" / "palmar_pl.csv")]
+    assert evaluate(checkpoint, split_root, *other) == 1
+    assert "--permute_labels" in capsys.readouterr().err

@@ -268,6 +268,8 @@ def test_determinism_is_always_on_for_the_cpu(
     torch.use_deterministic_algorithms(False)
     prepare_determinism(torch.device(device), asked)
     assert torch.are_deterministic_algorithms_enabled() == deterministic
+    filler: Any = torch.utils.deterministic
+    assert filler.fill_uninitialized_memory != deterministic
     assert torch.backends.cudnn.benchmark == (not asked)
 
 
