@@ -30,7 +30,7 @@ from intervals import (
     people_mean,
 )
 from matching import BURST, cosine_similarity, gallery_ranks
-from test import BOOTSTRAP_SEED, headline, task_answers
+from measures import BOOTSTRAP_SEED, headline, task_answers
 from utils import UserError, atomic_write
 
 METRICS_KEYS = {"checkpoint", "epoch", "split", "n_images", "n_people", "tasks"}
