@@ -35,10 +35,8 @@ demo: $(VENV)/installed
 	$(RUN) test.py --attributes_file $(DEMO_CSV) --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth
 	$(RUN) predict.py --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth --top_k 1 \
 		--output demo/predictions $(DEMO)/Hands/Hand_0000002.jpg
-	$(RUN) report.py --run_dir $(DEMO_RUN)
-	$(RUN) report.py --results $(DEMO_RUN)/checkpoint-*-val --photos $(DEMO)/Hands
 	@echo; echo "The pictures of the demo:"; find demo -name '*.png' | sort
-	@echo; echo "The report of the demo, to open in a browser:"; ls $(DEMO_RUN)/*/report.html
+	@echo; echo "The report of the demo, to open in a browser:"; ls $(DEMO_RUN)/*.html $(DEMO_RUN)/*/report.html
 
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -m "not slow and not real"

@@ -373,7 +373,7 @@ def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Html:
         "Evidence for a court: Tippett plot",
         draw_lines(
             curves,
-            labels=("log10 of the likelihood ratio", "share of pairs at least that high"),
+            labels=("log10 of the likelihood ratio", "share at least that high"),
             percent=True,
             upright={"LR = 1": 0.0},
         ),

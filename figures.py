@@ -432,6 +432,8 @@ def draw_intervals(rows: Sequence[IntervalRow], label: str, *, percent: bool) ->
     axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
     if percent:
         axes.xaxis.set_major_formatter(as_percent)
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -0.03), min(right, 1.03))
     if names:
         legend_below(figure)
     return figure
