@@ -111,8 +111,8 @@ def headline_chart(lines: Sequence[Headline]) -> Html:
         draw_intervals(rows, "share", percent=True),
         f"Dots with intervals: {'; '.join(said)}.",
         "Dot: the number; line: its 95 % interval; vermilion marks: what controls reach that read"
-        " nothing from a hand. Of EER less is better, of the others more. A mark within the line"
-        " says that the number is not shown to be better than that control.",
+        " nothing from a hand. Of EER less is better, of the others more. Whether a number is more"
+        " than its controls is said with it, above: people are paired there.",
     )
 
 

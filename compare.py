@@ -314,8 +314,8 @@ def plan_cells(
         }
         asked = build_config(parser, TrainConfig, values)
         runs.append(Run(cell, config.output / cell.name, asked))
-    for backbone, size in {(run.cell.backbone, run.config.image_size) for run in runs}:
-        check_backbone(backbone, size)
+    for run in {run.cell.backbone: run for run in runs}.values():
+        check_backbone(run.cell.backbone, run.config.image_size)
     fingerprints: dict[tuple[Any, ...], dict[str, str]] = {}
     for run in runs:
         key = run.cell._replace(backbone="")
@@ -667,10 +667,12 @@ class Board:
     def go_on(self, job: Job) -> None:
         """Start the job's next command; where there is none, or it cannot be, the job is over."""
         try:
-            if not job.start_next(self.config.processes):
-                self.finish(job, "")
+            is_over = not job.start_next(self.config.processes)
         except (UserError, OSError) as error:
             self.finish(job, str(error))
+            return
+        if is_over:
+            self.finish(job, "")
 
     def finish(self, job: Job, failure: str) -> None:
         """Note the end of a job."""

@@ -30,7 +30,7 @@ from intervals import (
     people_mean,
 )
 from matching import BURST, cosine_similarity, gallery_ranks
-from test import BOOTSTRAP_SEED, headline, task_answers
+from measures import BOOTSTRAP_SEED, headline, task_answers
 from utils import UserError, atomic_write
 
 METRICS_KEYS = {"checkpoint", "epoch", "split", "n_images", "n_people", "tasks"}
@@ -494,7 +494,8 @@ TABLE_NOTES = (
     f"In brackets: {CONFIDENCE:.0%} bootstrap interval over people; what another seed would bring"
     " is not in it.",
     "Identity, gender and age group: balanced accuracy. Where nobody was trained on, identity is"
-    " rank-1: the share of photos whose most similar gallery photo shows the same person.",
+    " rank-1: the share of photos whose most similar gallery photo, of the same recording session,"
+    " shows the same person.",
     "Majority: who always answers the training rows' most frequent class. Lookup: who answers the"
     " gender and age group of the person that the identity head names.",
     "Several folds or seeds: the mean of each model's own score; no model's answers are pooled"
@@ -516,22 +517,23 @@ def table_text(
         differences: as `differences_table` returns it.
         n_left: runs that are not finished.
     """
-    lines = [TABLE_HEAD, *map(table_line, summaries), "", *TABLE_NOTES]
+    notes = list(TABLE_NOTES)
     by_recipe: dict[str, list[str]] = {}
     for summary in summaries:
         by_recipe.setdefault(recipes[summary.row], []).append("-".join(summary.row))
     for recipe, names in by_recipe.items():
         who = "" if len(by_recipe) == 1 else f" ({', '.join(names)})"
-        lines.append(f"Trained{who} with {f'`{recipe}`' if recipe else 'the defaults'}.")
+        notes.append(f"Trained{who} with {f'`{recipe}`' if recipe else 'the defaults'}.")
     if len(differences):
         n_more = int(differences["more_than_chance"].sum())
-        lines.append(
+        notes.append(
             f"Pairs of backbones: {n_more} of {len(differences)} differences are more than chance"
             f" (differences.csv), each taken by itself at {CONFIDENCE:.0%}: they are not corrected"
             " for the number of comparisons."
         )
     if n_left:
-        lines.append(f"**Not finished: {n_left} runs are missing.**")
+        notes.append(f"**Not finished: {n_left} runs are missing.**")
+    lines = [TABLE_HEAD, *map(table_line, summaries), "", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 

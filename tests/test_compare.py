@@ -258,8 +258,8 @@ def test_two_backbones_under_two_protocols(
     assert "not corrected for the number of comparisons" in text
     for result in read_results(output):
         assert len(result.measures) == 5
-        for key in result.measures:  # a row of one run has the interval that test.py gave it
-            sure, column = interval((result,), key), "_".join(key)
+        for measure in result.measures:  # a row of one run has the interval that test.py gave it
+            sure, column = interval((result,), measure), "_".join(measure)
             stored = [result.numbers[f"{column}{end}"] for end in ("", "_low", "_high")]
             assert [sure.value, sure.low, sure.high] == pytest.approx(stored, abs=1e-12)
     differences = pd.read_csv(output / "differences.csv")
