@@ -5,6 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO := demo/11k
 DEMO_RUN := demo/run
 DEMO_CSV := $(DEMO)/sub_dataset/dorsal_dr.csv
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
 
 .PHONY: demo test test-slow lint format pictures clean
 
@@ -35,6 +36,7 @@ demo: $(VENV)/installed
 	$(RUN) predict.py --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth --top_k 1 \
 		--output demo/predictions $(DEMO)/Hands/Hand_0000002.jpg
 	@echo; echo "The pictures of the demo:"; find demo -name '*.png' | sort
+	@echo; echo "The report of the demo, to open in a browser:"; ls $(DEMO_RUN)/*.html $(DEMO_RUN)/*/report.html
 
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -m "not slow and not real"
@@ -57,6 +59,11 @@ pictures: demo
 	$(RUN) dataset_11k_synthetic.py --output $(DEMO) --identities 30 --images_per_identity 12 \
 		--contact_sheet doc_images/drawn_hands.png
 	cp $(DEMO_RUN)/checkpoint-*-val/sample_grid.png doc_images/sample_grid.png
+	@test -n "$(CHROMIUM)" || echo "no chromium: doc_images/report_*.png stay as they are"
+	test -z "$(CHROMIUM)" || for width in 1280 400; do "$(CHROMIUM)" --headless=new --no-sandbox \
+		--hide-scrollbars --user-data-dir=demo/browser --window-size=$$width,1500 \
+		--screenshot=doc_images/report_$$width.png \
+		"file://$$(realpath $(DEMO_RUN)/checkpoint-*-val/report.html)" || exit 1; done
 
 clean:
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__

@@ -26,6 +26,7 @@ from figures import (
     draw_lines,
     draw_people,
     draw_reliability,
+    shorten,
 )
 from findings import (
     KINDS,
@@ -38,14 +39,15 @@ from findings import (
 )
 from matching import (
     BURST,
+    ScoreCalibration,
     Verification,
     compare_all,
     cosine_similarity,
     fnmr_at_fmr,
     gallery_ranks,
-    near_pairs,
     tippett,
 )
+from measures import left_out
 from metrics import cmc, expected_age, reliability, softmax
 from page import NOTHING, Html, figure, image, paragraph, table
 
@@ -109,8 +111,8 @@ def headline_chart(lines: Sequence[Headline]) -> Html:
         draw_intervals(rows, "share", percent=True),
         f"Dots with intervals: {'; '.join(said)}.",
         "Dot: the number; line: its 95 % interval; vermilion marks: what controls reach that read"
-        " nothing from a hand. Of EER less is better, of the others more. A mark within the line"
-        " says that the number is not shown to be better than that control.",
+        " nothing from a hand. Of EER less is better, of the others more. Whether a number is more"
+        " than its controls is said with it, above: people are paired there.",
     )
 
 
@@ -258,27 +260,24 @@ def pair_charts(arrays: Mapping[str, np.ndarray], pairs: Mapping[str, Any]) -> l
         arrays: predictions.npz.
         pairs: the `matching` or `verification` part of metrics.json.
     """
-    if not pairs or not {"embedding", "people", "frame_number"} <= arrays.keys():
+    kinds = [(kind, gap) for kind, gap in zip(KINDS, (0, BURST), strict=True) if pairs.get(kind)]
+    if not kinds or not {"embedding", "people", "frame_number"} <= arrays.keys():
         return []
     people, frames = arrays["people"], arrays["frame_number"]
     similarity = cosine_similarity(arrays["embedding"], arrays["embedding"])
-    excluded = {KINDS[0]: np.eye(len(people), dtype=bool)}
-    if pairs.get(KINDS[1]) and not np.isnan(frames).any():
-        near = near_pairs((people, people), (frames, frames), BURST)
-        excluded[KINDS[1]] = excluded[KINDS[0]] | near
     ranks, verified, ratios, n_people = [], [], [], 0
-    for kind, left_out in excluded.items():
-        if not pairs.get(kind):
-            continue
+    for kind, gap in kinds:
+        excluded = left_out(people, frames, gap)
         if "galleries" in arrays:
-            found = gallery_ranks(similarity, people, arrays["galleries"], left_out)
+            found = gallery_ranks(similarity, people, arrays["galleries"], excluded)
             ranks.append((name(kind), found.ravel()))
             n_people = arrays["galleries"].shape[1]
-        compared = compare_all(similarity, people, left_out)
+        compared = compare_all(similarity, people, excluded)
         verified.append((name(kind), Verification(compared)))
         if line := pairs[kind].get("likelihood_ratio"):
-            log_ratio = line["slope"] * compared.score + line["intercept"]
-            ratios.append((name(kind), log_ratio, compared.genuine))
+            calibration = ScoreCalibration(line["slope"], line["intercept"])
+            log_ratios = calibration.log_likelihood_ratio(compared.score)
+            ratios.append((name(kind), log_ratios, compared.genuine))
     return [
         cmc_chart(ranks, n_people, "a gallery of one photo per person"),
         det_chart(verified),
@@ -312,7 +311,7 @@ def cmc_chart(ranks: Sequence[tuple[str, np.ndarray]], n_people: int, among: str
             labels=("rank", "share found up to this rank"),
             percent=True,
             ylim=(max(lowest - 0.1, 0) // 0.1 / 10, 1.01),
-            xticks=[rank for rank in (1, 2, 3, 5, 10, 15, 20) if rank <= last],
+            xticks=[rank for rank in (1, 5, 10, 15, 20) if rank <= last],
         ),
         "; ".join(
             f"Curve of {curve.name}: {percent(curve.y[0])} at rank 1, {percent(curve.y[-1])} up to"
@@ -374,7 +373,7 @@ def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Html:
         "Evidence for a court: Tippett plot",
         draw_lines(
             curves,
-            labels=("log10 of the likelihood ratio", "share of pairs at least that high"),
+            labels=("log10 of the likelihood ratio", "share at least that high"),
             percent=True,
             upright={"LR = 1": 0.0},
         ),
@@ -408,13 +407,13 @@ def _slice_chart(title: str, slices: Mapping[str, Any], measure: str) -> Html:
     for grouping, found in slices.items():
         if measure not in found:
             continue
-        rows.append(IntervalRow(name(grouping), np.nan))
+        rows.append(IntervalRow(name(grouping), np.nan, heading=True))
         for group, sure in found[measure]["groups"].items():
             few = bool(sure["few_people"])
             value, low, high = (
                 np.nan if sure[key] is None else sure[key] for key in ("value", "low", "high")
             )
-            label = f"{group} ({sure['n_people']}{'*' if few else ''})"
+            label = f"{shorten(group)} ({sure['n_people']}{'*' if few else ''})"
             rows.append(IntervalRow(label, value, low, high, few=few))
     gap = widest_gap(slices, measure)
     header = ["group", "measure", "value", "95 % interval", "photos", "people"]

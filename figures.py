@@ -291,6 +291,7 @@ WIDTH = 4.8  # inches of a picture on a page: 460 pixels, or 360 on a telephone
 BLACK, GREEN, PURPLE = "#000000", "#009E73", "#AA4499"
 LINES = ((RIGHT, "-", "o"), (WRONG, "--", "s"), (GREEN, ":", "^"), (PURPLE, "-.", "D"))
 PAGE_CLASSES = 8  # up to here a cell of a confusion matrix has room for its count at `WIDTH`
+LONGEST_NAME = 24  # letters; two such names fit side by side
 FEW_POINTS = 20  # up to here a curve's points are marked
 MARKS = ("|", "x", "^", "D")  # of controls
 DET_LIMITS = (5e-4, 0.6)  # of both error rates; what lies beyond is drawn on the edge
@@ -308,7 +309,7 @@ class Curve(NamedTuple):
 class IntervalRow(NamedTuple):
     """A line of an interval chart: a dot, the ends of its interval, controls by name.
 
-    A value of NaN makes the line a heading. `few`: too few people, drawn hollow.
+    `few`: too few people, drawn hollow. `heading`: of the lines below it, without a value.
     """
 
     name: str
@@ -317,6 +318,7 @@ class IntervalRow(NamedTuple):
     high: float = np.nan
     controls: Mapping[str, float] = {}
     few: bool = False
+    heading: bool = False
 
 
 def as_svg(figure: Figure) -> bytes:
@@ -353,6 +355,18 @@ def page_figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def legend_below(figure: Figure) -> None:
+    """Name what is drawn below the axes, where it hides nothing."""
+    names = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
+    columns = 2 if max(map(len, names)) <= LONGEST_NAME else 1
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+
+
+def shorten(text: str, most: int = LONGEST_NAME) -> str:
+    """Return the start of a name that is too long for a chart; tables have all of it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def draw_lines(
     curves: Sequence[Curve],
     *,
@@ -370,7 +384,7 @@ def draw_lines(
         upright: vertical lines by name.
         limits: of matplotlib's `Axes.set`.
     """
-    figure, axes = page_figure(3.4)
+    figure, axes = page_figure(3.7)
     if percent:
         axes.yaxis.set_major_formatter(as_percent)
     for curve, (color, dashes, marker) in zip(curves, LINES, strict=False):
@@ -387,7 +401,7 @@ def draw_lines(
     for name, place in (upright or {}).items():
         axes.axvline(place, color=BLACK, linewidth=1, linestyle=(0, (1, 2)), label=name)
     axes.set(xlabel=labels[0], ylabel=labels[1], **limits)
-    axes.legend(fontsize=9, framealpha=0.9)
+    legend_below(figure)
     return figure
 
 
@@ -412,14 +426,16 @@ def draw_intervals(rows: Sequence[IntervalRow], label: str, *, percent: bool) ->
             axes.plot(value, place, marks[name], color=WRONG, markersize=8, markeredgewidth=1.6)
     for name in names:
         axes.plot([], [], marks[name], color=WRONG, label=name, markeredgewidth=1.6)
-    texts = axes.set_yticks(range(len(rows)), [row.name for row in rows], parse_math=False)
-    for text, row in zip(axes.get_yticklabels() if texts else [], rows, strict=True):
-        text.set_fontweight("bold" if np.isnan(row.value) else "normal")
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], parse_math=False)
+    for text, row in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set_fontweight("bold" if row.heading else "normal")
     axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
     if percent:
         axes.xaxis.set_major_formatter(as_percent)
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -0.03), min(right, 1.03))
     if names:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+        legend_below(figure)
     return figure
 
 
@@ -443,8 +459,9 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], task: str) -> Figur
         axes.grid(visible=False)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         annotate_cells(axes, counts, shares)
-        axes.set_xticks(range(len(names)), names, parse_math=False)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
+        short = [shorten(name, 12) for name in names]
+        axes.set_xticks(range(len(names)), short, parse_math=False)
+        axes.set_yticks(range(len(names)), short, parse_math=False)
         return figure
     for right, color, marker in ((True, RIGHT, "."), (False, WRONG, "x")):
         true, predicted = np.nonzero(counts * (np.eye(len(counts), dtype=bool) == right))
@@ -452,13 +469,13 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], task: str) -> Figur
         label = "right" if right else "confused"
         axes.scatter(predicted, true, sizes, color=color, marker=marker, linewidth=1.2, label=label)
     axes.set(xlim=(-1, len(names)), ylim=(len(names), -1))
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    legend_below(figure)
     return figure
 
 
 def draw_det(curves: Sequence[Curve]) -> Figure:
     """Draw false non-match against false match rates, both axes probit; x is FMR, y FNMR."""
-    figure, axes = page_figure(WIDTH - 0.6)
+    figure, axes = page_figure(WIDTH)
     low, high = norm.ppf(DET_LIMITS)
     axes.plot([low, high], [low, high], color="#777777", linewidth=1, label="equal errors")
     for curve, (color, dashes, _) in zip(curves, LINES, strict=False):
@@ -472,7 +489,7 @@ def draw_det(curves: Sequence[Curve]) -> Figure:
     axes.set_yticks(ticks, names)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     axes.set(xlabel="false match rate", ylabel="false non-match rate")
-    axes.legend(fontsize=9, loc="upper right")
+    legend_below(figure)
     return figure
 
 
@@ -495,7 +512,7 @@ def draw_reliability(before: Reliability, after: Reliability) -> Figure:
     above.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1))
     above.yaxis.set_major_formatter(as_percent)
     below.xaxis.set_major_formatter(as_percent)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    legend_below(figure)
     below.set(xlabel="confidence (probability of the answer)", ylabel="photos")
     for axes in (above, below):
         axes.grid(color="#DDDDDD", linewidth=0.6)
@@ -505,7 +522,7 @@ def draw_reliability(before: Reliability, after: Reliability) -> Figure:
 
 def draw_ages(ages: np.ndarray, expected: np.ndarray, people: np.ndarray) -> Figure:
     """Draw expected over true age in years: (N,) photos as dots, and people's means."""
-    figure, axes = page_figure(WIDTH - 0.6)
+    figure, axes = page_figure(WIDTH)
     both = np.concatenate([ages, expected])
     ends = np.array([np.nanmin(both) - 1, np.nanmax(both) + 1])
     axes.plot(ends, ends, color="#777777", linewidth=1, label="right to the year")
@@ -515,13 +532,13 @@ def draw_ages(ages: np.ndarray, expected: np.ndarray, people: np.ndarray) -> Fig
     axes.plot(means["true"], means["expected"], "D", markersize=5, **person)
     axes.set(xlabel="true age in years", ylabel="expected age in years", aspect="equal")
     axes.set(xlim=ends, ylim=ends)
-    axes.legend(fontsize=9, loc="upper left")
+    legend_below(figure)
     return figure
 
 
 def draw_people(counts: pd.DataFrame) -> Figure:
     """Draw how many people (values) have how many of their photos right (rows), per task."""
-    figure, axes = page_figure(3.2)
+    figure, axes = page_figure(3.5)
     places, width = np.arange(len(counts)), 0.8 / counts.shape[1]
     for i, (task, color, hatch) in enumerate(
         zip(counts, (RIGHT, WRONG, GREEN), ("", "//", ".."), strict=False)
@@ -538,5 +555,5 @@ def draw_people(counts: pd.DataFrame) -> Figure:
         axes.bar_label(bars, fontsize=8)
     axes.set_xticks(places, [str(name) for name in counts.index])
     axes.set(xlabel="share of the person's photos answered right", ylabel="people")
-    axes.legend(fontsize=9)
+    legend_below(figure)
     return figure

@@ -108,7 +108,11 @@ TERMS = (
 
 
 class Headline(NamedTuple):
-    """A headline number. NaN: unknown; controls: those with a value."""
+    """A headline number. NaN: unknown.
+
+    controls: those with a value.
+    above: control -> interval of the number minus the control's, paired over people, if measured.
+    """
 
     part: str  # the task, or the kind of pairs
     measure: str
@@ -118,6 +122,7 @@ class Headline(NamedTuple):
     n_photos: int
     n_people: int
     controls: dict[str, float]
+    above: dict[str, tuple[float, float]]
 
     @property
     def name(self) -> str:
@@ -193,6 +198,8 @@ def _headline(
         return float("nan") if value is None else value
 
     sure = (block.get("intervals") or {}).get(measure) or {}
+    distances = (block.get("above_controls") or {}).items()
+    above = {key: by_measure.get(measure) or {} for key, by_measure in distances}
     beside = {key: values.get(measure) for key, values in controls.items()}
     if measure == "eer":
         beside["chance"] = 0.5  # of scores that know nothing, by definition
@@ -205,6 +212,7 @@ def _headline(
         sure.get("n_photos", 0),
         sure.get("n_people", 0),
         {key: value for key, value in beside.items() if value is not None},
+        {key: (d["low"], d["high"]) for key, d in above.items() if d.get("low") is not None},
     )
 
 
@@ -217,12 +225,15 @@ def best_control(line: Headline) -> str:
 def better(line: Headline) -> bool | None:
     """Return whether the whole interval is better than the best control.
 
-    None: there is no control, or no interval.
+    Of the difference to that control, where people were paired; else of the number itself. None:
+    there is no control, or no interval.
     """
     if not line.controls or line.low != line.low:
         return None
-    control = line.controls[best_control(line)]
-    return line.high < control if line.lower_is_better else line.low > control
+    best = best_control(line)
+    low, high = line.above.get(best, (line.low, line.high))
+    control = 0.0 if best in line.above else line.controls[best]
+    return high < control if line.lower_is_better else low > control
 
 
 def verdict(line: Headline) -> str:

@@ -162,13 +162,12 @@ def intervals(measures: Mapping[str, PeopleMeasure]) -> dict[str, dict[str, Any]
     return {name: {k: v for k, v in i.items() if k != "value"} for name, i in found.items()}
 
 
-def controls(answers: Answers, arrays: Arrays) -> dict[str, dict[str, Any]]:
-    """Return what the same measures say of answers that read no gender or age from a hand.
+def controls(answers: Answers, arrays: Arrays) -> dict[str, Answers]:
+    """Return the answers of controls, which read no gender or age from a hand, to the same photos.
 
     majority_class: always the training rows' most frequent class. identity_lookup (gender, age):
     the training rows' class of whoever the identity head names; who has no photo there gets the
-    majority class. balanced_accuracy_above: how far the task is above it, paired over people.
-    Nothing for an older checkpoint, which does not know its training rows.
+    majority class. Nothing for an older checkpoint, which does not know its training rows.
     """
     task, n_classes = answers.task, answers.logits.shape[1]
     if f"{task}_train_counts" not in arrays:
@@ -180,16 +179,25 @@ def controls(answers: Answers, arrays: Arrays) -> dict[str, dict[str, Any]]:
         named = arrays["identity_logits"].argmax(axis=1)[arrays[f"{task}_true"] >= 0]
         found = identity_lookup(named, arrays[f"{task}_of_identity"])
         guesses["identity_lookup"] = np.where(found < 0, most, found)
-    measures = {}
-    for name, guess in guesses.items():
-        certain = CERTAIN * np.eye(n_classes)[guess]
-        control = replace(answers, logits=certain, temperature=1.0)
-        said = class_measures(control)
-        measures[name] = {key: said[key] for key in CONTROL_MEASURES if key in said}
-        both = (headline(a)["balanced_accuracy"] for a in (answers, control))
-        above = paired_difference(*both, seed=BOOTSTRAP_SEED)
-        measures[name]["balanced_accuracy_above"] = above._asdict()
-    return measures
+    return {
+        name: replace(answers, logits=CERTAIN * np.eye(n_classes)[guess], temperature=1.0)
+        for name, guess in guesses.items()
+    }
+
+
+def control_measures(control: Answers) -> dict[str, Any]:
+    """Return the measures of a control's answers."""
+    said = class_measures(control)
+    return {key: said[key] for key in CONTROL_MEASURES if key in said}
+
+
+def above(answers: Answers, control: Answers) -> dict[str, dict[str, Any]]:
+    """Return how far each headline number is above a control's, paired over people."""
+    pairs = zip(headline(answers).items(), headline(control).values(), strict=True)
+    return {
+        name: paired_difference(first, second, seed=BOOTSTRAP_SEED)._asdict()
+        for (name, first), second in pairs
+    }
 
 
 def slice_groups(arrays: Arrays, kept: np.ndarray) -> dict[str, np.ndarray]:
@@ -241,6 +249,7 @@ def slice_facts(sliced: Slices, group: Any) -> dict[str, Any]:
 def measure_task(task: str, arrays: Arrays) -> dict[str, Any]:
     """Return all that metrics.json says of a task that is classified."""
     answers = task_answers(arrays, task)
+    beside = controls(answers, arrays)
     groups = slice_groups(arrays, arrays[f"{task}_true"] >= 0)
     before = probability_measures(answers.true, softmax(answers.logits))
     after = probability_measures(answers.true, softmax(answers.logits, answers.temperature))
@@ -252,7 +261,8 @@ def measure_task(task: str, arrays: Arrays) -> dict[str, Any]:
         "temperature": answers.temperature,
         "before_temperature": before,
         "intervals": intervals(headline(answers)),
-        "controls": controls(answers, arrays),
+        "controls": {name: control_measures(control) for name, control in beside.items()},
+        "above_controls": {name: above(answers, control) for name, control in beside.items()},
         "slices": slices(lambda rows: headline(answers.of(rows)), groups, answers.people),
     }
 

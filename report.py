@@ -119,6 +119,7 @@ LIKELIHOOD = {
     "calibration_people": "people calibrated on",
     "calibration_pairs": "pairs calibrated on",
     "cllr": "Cllr in bits",
+    "cllr_interval": "Cllr, 95 % interval",
     "cllr_min": "Cllr min in bits",
     "misleading_genuine": "misleading: pairs of one person with LR under 1",
     "misleading_impostor": "misleading: pairs of two people with LR over 1",
@@ -363,10 +364,19 @@ def pair_table(pairs: Mapping[str, Any]) -> Html:
     captions = (
         ("Verification and retrieval", PAIR_MEASURES, parts),
         ("Open-set search", OPEN_SET, [part.get("open_set") or {} for part in parts]),
-        ("Likelihood ratios", LIKELIHOOD, [part.get("likelihood_ratio") or {} for part in parts]),
+        ("Likelihood ratios", LIKELIHOOD, [likelihood_facts(part) for part in parts]),
     )
     tables = [table(c, header, found) for c, t, p in captions if (found := rows(t, p))]
     return details("Every measure of pairs of photos", join([paragraph(ONE_SESSION), *tables]))
+
+
+def likelihood_facts(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was measured of likelihood ratios, the interval of Cllr as text."""
+    facts = part.get("likelihood_ratio") or {}
+    sure = (facts.get("intervals") or {}).get("cllr") or {}
+    if sure.get("low") is None or sure.get("high") is None:
+        return facts
+    return {**facts, "cllr_interval": f"{sure['low']:.3f} to {sure['high']:.3f}"}
 
 
 # ----------------------------------------------------------------------------- charts

@@ -77,7 +77,7 @@ RATES = np.linspace(0, 1, 30)
 CURVE = figures.Curve("a $ curve", np.arange(1, 31), RATES)
 BINS = reliability(NUMBERS.integers(0, 3, 40), NUMBERS.dirichlet(np.ones(3), 40))
 ROWS = [
-    figures.IntervalRow("gender", np.nan),
+    figures.IntervalRow("gender", np.nan, heading=True),
     figures.IntervalRow("a $ b $ (3*)", 0.5, 0.2, 0.9, {"chance": 0.5}, few=True),
 ]
 RIGHT_ANSWERS = pd.DataFrame({"identity": [1, 2], "gender": [0, 3]}, index=["none", "all"])
@@ -133,14 +133,22 @@ def test_a_det_curve_is_probit_and_stays_within_the_chart() -> None:
 
 def test_few_people_are_drawn_hollow_and_headings_without_a_dot() -> None:
     rows = [
-        figures.IntervalRow("heading", np.nan),
+        figures.IntervalRow("heading", np.nan, heading=True),
         figures.IntervalRow("many", 0.4, 0.3, 0.5),
         figures.IntervalRow("few", 0.6, 0.1, 0.9, few=True),
     ]
     drawn = figures.draw_intervals(rows, "share", percent=True)
     dots = [line for line in drawn.axes[0].lines if line.get_marker() == "o"]
-    assert [float(line.get_ydata()[0]) for line in dots] == [1, 2]  # type: ignore[index]
+    assert [np.asarray(line.get_ydata()).tolist() for line in dots] == [[1], [2]]
     assert [line.get_markerfacecolor() for line in dots] == [figures.RIGHT, "white"]
+    weights = [text.get_fontweight() for text in drawn.axes[0].get_yticklabels()]
+    assert weights == ["bold", "normal", "normal"]
+
+
+def test_a_long_name_leaves_room_for_the_chart() -> None:
+    assert figures.shorten("short") == "short"
+    assert figures.shorten("a" * 24) == "a" * 24
+    assert figures.shorten("a" * 25) == "a" * 23 + "…"
 
 
 def test_a_person_is_a_diamond_at_the_mean_of_the_photos() -> None:

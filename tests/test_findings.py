@@ -12,7 +12,7 @@ NAN = float("nan")
 
 
 def line(measure: str, value: float, ends: tuple[float, float], **controls: float) -> Any:
-    return findings.Headline("gender", measure, value, *ends, 40, 20, controls)
+    return findings.Headline("gender", measure, value, *ends, 40, 20, controls, {})
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,23 @@ def test_better_than_a_control_is_what_the_whole_interval_is(
     said = findings.summary([found])
     assert ("Better than every control" in said) is expected
     assert ("Not shown" in said) is not expected
+
+
+@pytest.mark.parametrize(
+    ("measure", "above", "expected"),
+    [
+        ("roc_auc", (0.01, 0.2), True),
+        ("roc_auc", (-0.01, 0.2), False),
+        ("mae_years", (-2.0, -0.1), True),
+        ("mae_years", (-2.0, 0.1), False),
+    ],
+)
+def test_where_people_are_paired_their_difference_decides(
+    measure: str, above: tuple[float, float], expected: bool
+) -> None:
+    alone = line(measure, 0.9, (0.8, 1.0), chance=0.85)
+    assert findings.better(alone) is False
+    assert findings.better(alone._replace(above={"chance": above})) is expected
 
 
 def test_the_best_control_is_the_one_hardest_to_beat() -> None:

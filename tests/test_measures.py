@@ -91,15 +91,17 @@ def test_a_measure_that_its_slices_take_apart_is_left_out() -> None:
 
 
 def test_the_distance_to_a_control_is_paired_over_people() -> None:
-    arrays = run_arrays(strangers=False)
-    found = measure_task("gender", arrays)
-    for control in found["controls"].values():
-        above = control["balanced_accuracy_above"]
-        difference = found["balanced_accuracy"] - control["balanced_accuracy"]
-        assert above["value"] == pytest.approx(difference)
-        assert above["low"] <= difference <= above["high"]
-        assert above["more_than_chance"] == (above["low"] > 0 or above["high"] < 0)
-    assert found["controls"]["majority_class"]["balanced_accuracy_above"]["more_than_chance"]
+    found = measure_task("age", run_arrays(strangers=False))
+    assert set(found["above_controls"]) == {"majority_class", "identity_lookup"}
+    for name, differences in found["above_controls"].items():
+        assert set(differences) == {"balanced_accuracy", "mae_years"}
+        for measure_name, above in differences.items():
+            difference = found[measure_name] - found["controls"][name][measure_name]
+            assert above["value"] == pytest.approx(difference)
+            assert above["low"] <= difference <= above["high"]
+            assert above["more_than_chance"] == (above["low"] > 0 or above["high"] < 0)
+    majority = found["above_controls"]["majority_class"]
+    assert majority["balanced_accuracy"]["low"] > 0 > majority["mae_years"]["high"]
 
 
 def test_open_set_is_the_mean_over_halves_of_the_galleries() -> None:
