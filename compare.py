@@ -164,7 +164,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """A run to train and evaluate; where it was `added`, it is trained."""
+    """A run to train and evaluate; one that was `added` has been trained elsewhere."""
 
     cell: Cell
     folder: Path
@@ -632,8 +632,9 @@ class Board:
         parts = [f"{len(self.results)} of {len(self.runs)} runs finished"]
         parts += [f"{len(self.failures)} failed"] * bool(self.failures)
         for job in self.jobs:
-            done = len(epoch_seconds(job.run.folder))
-            parts.append(f"{job.run.cell.name} at epoch {done} of {job.run.config.N_epochs}")
+            done, n_epochs = len(epoch_seconds(job.run.folder)), job.run.config.N_epochs
+            where = f"at epoch {done} of {n_epochs}" if done < n_epochs else "being evaluated"
+            parts.append(f"{job.run.cell.name} {where}")
         overhead = float(np.mean(self.overheads)) if self.overheads else 0.0
         if self.jobs or self.waiting:
             n_processes = self.config.processes

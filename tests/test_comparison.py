@@ -56,6 +56,7 @@ def random_arrays(seed: int, *, people: str = "p", strangers: bool = False) -> d
     for task, n_classes in (("identity", 12), ("gender", 2), ("age", 6)):
         right = np.eye(n_classes)[arrays[f"{task}_true"]]
         arrays[f"{task}_logits"] = draw.normal(size=(n_photos, n_classes)) + right
+        arrays[f"{task}_classes"] = np.array([str(i) for i in range(n_classes)])
         arrays[f"{task}_temperature"] = np.array(1.5)
     if strangers:
         rows = [np.flatnonzero(who == person) for person in range(12)]
