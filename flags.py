@@ -71,7 +71,9 @@ def config_parser(config_class: type, description: str | None) -> argparse.Argum
                 options["nargs"] = field.metadata["nargs"]
         if field.default is REQUIRED:
             options["required"] = True
-        shown = "" if field.default in (None, REQUIRED) else f" (default: {field.default})"
+        default = field.default
+        text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        shown = "" if default in (None, REQUIRED, ()) else f" (default: {text})"
         parser.add_argument(f"--{field.name}", help=field.metadata["help"] + shown, **options)
     return parser
 
