@@ -58,22 +58,13 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from compute import AMP_DTYPES, Shape, compile_backbone, has_fast_bf16
-from dataset_11k import (
-    ASPECTS,
-    GENDERS,
-    HAND_INFO_COLUMNS,
-    SKIN_COLORS,
-    Augmentation,
-    HandsDataset,
-    Item,
-    SplitFiles,
-    resize_size,
-)
+from dataset_11k import Augmentation, HandsDataset, Item, resize_size
 from engine import Preprocessing, Recipe, check_backbone, predict_split, train_one_epoch
 from figures import save_figure
 from flags import DEVICES, build_config, config_parser, config_to_json, flag
 from photo_cache import attach_cache
 from ranks import Ranks
+from rows import ASPECTS, GENDERS, HAND_INFO_COLUMNS, SKIN_COLORS, SplitFiles
 from train import (
     Data,
     Resolved,

@@ -54,9 +54,9 @@ from comparison import (
     safe_name,
     write_results,
 )
-from dataset_11k import PROTOCOLS, WRITE_CSV, SplitFiles, advise, locate
 from engine import check_backbone
 from flags import build_config, config_parser, config_to_json, flag
+from rows import PROTOCOLS, WRITE_CSV, SplitFiles, advise, locate
 from run_folder import checkpoints_of, lock_run, read_run
 from train import FREE_ON_RESUME, TrainConfig, config_of_run, read_data
 from utils import (

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from dataset_11k import PROTOCOLS, TASKS, SplitFiles
 from intervals import (
     CONFIDENCE,
     Difference,
@@ -31,6 +30,7 @@ from intervals import (
 )
 from matching import BURST, cosine_similarity, gallery_ranks
 from measures import BOOTSTRAP_SEED, headline, task_answers
+from rows import PROTOCOLS, TASKS, SplitFiles
 from utils import UserError, atomic_write
 
 METRICS_KEYS = {"checkpoint", "epoch", "split", "n_images", "n_people", "tasks"}

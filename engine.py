@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from compute import Shape, autocast, resolve_amp
-from dataset_11k import TASKS, Augmentation, Item, LabelSpace
+from dataset_11k import Augmentation, Item
 from model import IGAENet, ModelError, embedding_width
 from ranks import Ranks
+from rows import TASKS, LabelSpace
 from utils import UserError, prepare_determinism, resolve_device
 
 CHECK_EVERY = 50  # steps between two looks at the losses, each of which waits for the device

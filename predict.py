@@ -24,10 +24,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
-from dataset_11k import TASKS, Item, open_photo, read_pixels
+from dataset_11k import Item, open_photo, read_pixels
 from engine import Predictor, load_predictor, predict_batches
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from metrics import softmax
+from rows import TASKS
 from utils import (
     CHECKPOINT_KEYS,
     UserError,

@@ -24,27 +24,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import classification_report
 
-from dataset_11k import (
-    PROTOCOLS,
-    TASKS,
-    HandsDataset,
-    LabelSpace,
-    SplitFiles,
-    age_group,
-    build_loader,
-    check_photos,
-    class_names,
-    fingerprint,
-    frame_numbers,
-    leaks,
-    locate,
-    open_photo,
-    permute_labels,
-    read_csv_text,
-    read_hand_info,
-    read_rows,
-    say_who_is_known,
-)
+from dataset_11k import HandsDataset, build_loader, open_photo
 from engine import Predictions, Predictor, load_predictor, predict_split
 from figures import choose_rows, plot_confusion, plot_sample_grid
 from findings import what_the_control_means
@@ -55,6 +35,24 @@ from measures import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
 from metrics import softmax
 from ranks import Ranks
 from report import write_report
+from rows import (
+    PROTOCOLS,
+    TASKS,
+    LabelSpace,
+    SplitFiles,
+    age_group,
+    check_photos,
+    class_names,
+    fingerprint,
+    frame_numbers,
+    leaks,
+    locate,
+    permute_labels,
+    read_csv_text,
+    read_hand_info,
+    read_rows,
+    say_who_is_known,
+)
 from utils import (
     CHECKPOINT_KEYS,
     UserError,
@@ -281,7 +279,7 @@ def training_rows(state: Mapping[str, Any], scope: Scope) -> pd.DataFrame | None
 
 
 def leakage(state: Mapping[str, Any], scope: Scope) -> dict[str, float] | None:
-    """Return which share of the photos training gives away (`dataset_11k.leaks`), if known."""
+    """Return which share of the photos training gives away (`rows.leaks`), if known."""
     trained = training_rows(state, scope)
     if trained is None or scope.split == "train":
         return None

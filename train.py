@@ -30,24 +30,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from compute import Shape, check_amp, compile_backbone, resolve_compute
-from dataset_11k import (
-    PROTOCOLS,
-    TASKS,
-    Augmentation,
-    HandsDataset,
-    LabelSpace,
-    SplitFiles,
-    advise,
-    build_loader,
-    check_photos,
-    fingerprint,
-    locate,
-    permute_labels,
-    read_rows,
-    resize_size,
-    say_who_is_known,
-    warn_of_odd_ages,
-)
+from dataset_11k import Augmentation, HandsDataset, build_loader, resize_size
 from engine import (
     Predictions,
     Preprocessing,
@@ -75,6 +58,20 @@ from model import BACKBONES, IGAENet, find_backbone, parameter_groups
 from photo_cache import attach_cache, keep_on_device
 from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
 from report import write_training_report
+from rows import (
+    PROTOCOLS,
+    TASKS,
+    LabelSpace,
+    SplitFiles,
+    advise,
+    check_photos,
+    fingerprint,
+    locate,
+    permute_labels,
+    read_rows,
+    say_who_is_known,
+    warn_of_odd_ages,
+)
 from run_folder import (
     check_unused,
     last_checkpoint,

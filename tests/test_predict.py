@@ -15,7 +15,7 @@ from PIL import Image
 
 import predict
 import test as evaluation
-from dataset_11k import TASKS
+from rows import TASKS
 from utils import load_checkpoint
 
 

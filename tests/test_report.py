@@ -20,7 +20,7 @@ from test_page import NASTY, Tags
 import charts
 import report
 import test as evaluation
-from dataset_11k import AGE_GROUPS, TASKS
+from rows import AGE_GROUPS, TASKS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")

@@ -27,7 +27,7 @@ from sklearn.metrics import (
 
 import test as evaluation
 import train
-from dataset_11k import TASKS, permute_labels, read_hand_info, read_rows
+from rows import TASKS, permute_labels, read_hand_info, read_rows
 from utils import load_checkpoint
 
 

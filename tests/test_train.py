@@ -25,11 +25,12 @@ import engine
 import run_folder
 import test as evaluation
 import train
-from dataset_11k import AGE_GROUPS, GENDERS, TASKS, HandsDataset, build_loader, read_rows
+from dataset_11k import HandsDataset, build_loader
 from engine import predict_split
 from metrics import balanced_accuracy
 from model import IGAENet
 from ranks import Ranks
+from rows import AGE_GROUPS, GENDERS, TASKS, read_rows
 from train import TrainConfig, build_optimizer, learning_rate, set_learning_rate, warmup_epochs
 from utils import UserError, load_checkpoint
 
