@@ -59,6 +59,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compute import AMP_DTYPES, Shape, compile_backbone, has_fast_bf16
 from dataset_11k import Augmentation, HandsDataset, Item, resize_size
+from devices import describe_environment, prepare_determinism, resolve_device
 from engine import Preprocessing, Recipe, check_backbone, predict_split, train_one_epoch
 from figures import save_figure
 from flags import DEVICES, build_config, config_parser, config_to_json, flag
@@ -75,17 +76,7 @@ from train import (
     read_data,
     set_learning_rate,
 )
-from utils import (
-    UserError,
-    describe_environment,
-    git_commit,
-    logger,
-    one_line_errors,
-    prepare_determinism,
-    resolve_device,
-    setup_logging,
-    write_json,
-)
+from utils import UserError, git_commit, logger, one_line_errors, setup_logging, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

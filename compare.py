@@ -40,6 +40,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
+from checkpoints import CHECKPOINT_KEYS, load_checkpoint
 from comparison import (
     Cell,
     Result,
@@ -59,16 +60,7 @@ from flags import build_config, config_parser, config_to_json, flag
 from rows import PROTOCOLS, WRITE_CSV, SplitFiles, advise, locate
 from run_folder import checkpoints_of, lock_run, read_run
 from train import FREE_ON_RESUME, TrainConfig, config_of_run, read_data
-from utils import (
-    CHECKPOINT_KEYS,
-    UserError,
-    load_checkpoint,
-    lock_file,
-    logger,
-    one_line_errors,
-    setup_logging,
-    usable_cpus,
-)
+from utils import UserError, lock_file, logger, one_line_errors, setup_logging, usable_cpus
 
 HERE = Path(__file__).resolve().parent
 POLL_SECONDS = 0.2

@@ -24,20 +24,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
+from checkpoints import CHECKPOINT_KEYS, load_checkpoint
 from dataset_11k import Item, open_photo, read_pixels
 from engine import Predictor, load_predictor, predict_batches
 from flags import AMP_MODES, DEVICES, REQUIRED, build_config, config_parser, flag
 from metrics import softmax
 from rows import TASKS
-from utils import (
-    CHECKPOINT_KEYS,
-    UserError,
-    atomic_write,
-    load_checkpoint,
-    one_line_errors,
-    setup_logging,
-    usable_cpus,
-)
+from utils import UserError, atomic_write, one_line_errors, setup_logging, usable_cpus
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 ANNOTATED_WIDTH = 640  # pixels

@@ -24,7 +24,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import classification_report
 
+from checkpoints import CHECKPOINT_KEYS, load_checkpoint
 from dataset_11k import HandsDataset, build_loader, open_photo
+from devices import describe_environment
 from engine import Predictions, Predictor, load_predictor, predict_split
 from figures import choose_rows, plot_confusion, plot_sample_grid
 from findings import what_the_control_means
@@ -54,12 +56,9 @@ from rows import (
     say_who_is_known,
 )
 from utils import (
-    CHECKPOINT_KEYS,
     UserError,
     atomic_write,
-    describe_environment,
     git_commit,
-    load_checkpoint,
     logger,
     one_line_errors,
     setup_logging,

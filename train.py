@@ -29,8 +29,11 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from backbones import BACKBONES
+from checkpoints import CHECKPOINT_KEYS, load_checkpoint, save_checkpoint
 from compute import Shape, check_amp, compile_backbone, resolve_compute
 from dataset_11k import Augmentation, HandsDataset, build_loader, resize_size
+from devices import describe_environment, prepare_determinism, resolve_device, seed_everything
 from engine import (
     Predictions,
     Preprocessing,
@@ -54,7 +57,7 @@ from flags import (
 )
 from matching import cosine_similarity, gallery_ranks
 from metrics import balanced_accuracy, class_means, fit_temperature
-from model import BACKBONES, IGAENet, find_backbone, parameter_groups
+from model import IGAENet, find_backbone, parameter_groups
 from photo_cache import attach_cache, keep_on_device
 from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
 from report import write_training_report
@@ -82,18 +85,11 @@ from run_folder import (
     tidy_run,
 )
 from utils import (
-    CHECKPOINT_KEYS,
     UserError,
     append_line,
-    describe_environment,
     git_commit,
-    load_checkpoint,
     logger,
     one_line_errors,
-    prepare_determinism,
-    resolve_device,
-    save_checkpoint,
-    seed_everything,
     setup_logging,
     usable_cpus,
     write_json,

@@ -20,8 +20,9 @@ import dataset_11k_split
 import predict
 import test as evaluation
 from benchmark import Result, alternate, paired_ratios, rows_within, speed_up, summarise
+from checkpoints import load_checkpoint
 from train import TrainConfig, read_data
-from utils import UserError, load_checkpoint
+from utils import UserError
 
 QUICK = "--backbones test_resnet --image_size 32 --batch_sizes 4 --seconds 0.02 --rounds 2"
 QUICK += " --device cpu --num_workers 0 --amp off --compile off"

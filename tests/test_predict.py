@@ -15,8 +15,8 @@ from PIL import Image
 
 import predict
 import test as evaluation
+from checkpoints import load_checkpoint
 from rows import TASKS
-from utils import load_checkpoint
 
 
 def run(checkpoint: Path, *arguments: str | Path) -> int:

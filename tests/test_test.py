@@ -27,8 +27,8 @@ from sklearn.metrics import (
 
 import test as evaluation
 import train
+from checkpoints import load_checkpoint
 from rows import TASKS, permute_labels, read_hand_info, read_rows
-from utils import load_checkpoint
 
 
 def evaluate(checkpoint: Path, root: Path, *flags: str, aspect: str = "dorsal_dr") -> int:

@@ -25,6 +25,7 @@ import engine
 import run_folder
 import test as evaluation
 import train
+from checkpoints import load_checkpoint
 from dataset_11k import HandsDataset, build_loader
 from engine import predict_split
 from metrics import balanced_accuracy
@@ -32,7 +33,7 @@ from model import IGAENet
 from ranks import Ranks
 from rows import AGE_GROUPS, GENDERS, TASKS, read_rows
 from train import TrainConfig, build_optimizer, learning_rate, set_learning_rate, warmup_epochs
-from utils import UserError, load_checkpoint
+from utils import UserError
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
