@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -22,3 +23,8 @@ BACKBONES = {
     "swin_t": Backbone("swin_tiny_patch4_window7_224.ms_in1k", drop_path=0.2),
     "maxvit_t": Backbone("maxvit_tiny_tf_224.in1k", drop_path=0.2),
 }
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
