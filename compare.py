@@ -18,6 +18,7 @@ are; without -fold_<k> or -seed_<s> all folds or seeds are averaged.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -50,9 +51,9 @@ def read_flags(
             parser.error(f"--{name} is set for every run; give {instead}")
     if given and not config.backbones:
         parser.error(f"--{next(iter(given))} is for train.py, and nothing is to be trained")
-    for backbone in config.backbones:
-        weights = {"backbone_weights": config.weights.get(backbone)}
-        build_config(train_parser, TrainConfig, {**given, **weights})  # refuses what train.py does
+    for backbone, seed in itertools.product(config.backbones, config.seeds):
+        own = {"backbone_weights": config.weights.get(backbone), "seed": seed}
+        build_config(train_parser, TrainConfig, {**given, **own})  # refuses what train.py does
     return config, flags, given, train_parser
 
 

@@ -22,7 +22,8 @@ from utils import UserError, usable_cpus
 # ----------------------------------------------------------------------------- training
 
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
-# The data's place may change: its rows are known by their fingerprints.
+# What a run may go on with otherwise than it began. The data's place is among it, as its rows are
+# known by their fingerprints.
 FREE_ON_RESUME = (
     *("attributes_file", "cache", "cache_dir", "N_epochs", "device", "num_workers"),
     *("resume", "run_dir"),

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
     parser = config_parser(ReportConfig, __doc__)
     config = build_config(parser, ReportConfig, vars(parser.parse_args(argv)))
-    # only now: what draws takes seconds to load, which neither --help nor a wrong flag waits for
+    # only now: to load what draws takes seconds, which neither --help nor a wrong flag waits for
     from figures import plot_architecture
     from run_pages import find_photos, write_report, write_training_report
 

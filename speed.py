@@ -514,7 +514,7 @@ class Variant:
 
 
 def prepare(config: TrainConfig, data: Data, folder: Path, *, plain: bool = False) -> Variant:
-    """Return what `train.train` would start with; its run folder is made in `folder`.
+    """Return what `training.train` would start with; its run folder is made in `folder`.
 
     The learning rate is a hundredth, as in the first epoch, so that random weights stay finite.
     """

@@ -1,4 +1,4 @@
-"""test.py: one pass, scores over the whole set, files that another program can score again."""
+"""Evaluation: one pass, scores over the whole set, files that another program can score again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""predict.py: answers for any photo; what cannot be read is named, the rest answered."""
+"""Prediction: answers for any photo; what cannot be read is named, the rest answered."""
 
 from __future__ import annotations
 

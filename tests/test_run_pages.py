@@ -1,4 +1,4 @@
-"""report.py: pages from files alone, of old files and new, in a real browser where one is."""
+"""The pages: from files alone, of old files and new, in a real browser where one is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmark.py: numbers by hand, a whole run on the tiny tree, and what it refuses."""
+"""Speed: numbers by hand, a whole run on the tiny tree, and what it refuses."""
 
 from __future__ import annotations
 

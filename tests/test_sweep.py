@@ -1,4 +1,4 @@
-"""compare.py: cells, refusals, resuming, failing and added runs, and the processes themselves."""
+"""Many runs: cells, refusals, resuming, failing and added runs, and the processes themselves."""
 
 from __future__ import annotations
 

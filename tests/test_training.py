@@ -1,4 +1,4 @@
-"""train.py: schedule, flags, run folder, resume, errors, and kill -9 at any moment."""
+"""Training: schedule, flags, run folder, resume, errors, and kill -9 at any moment."""
 
 from __future__ import annotations
 
