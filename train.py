@@ -29,7 +29,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from compute import Shape, check_amp, compile_backbone, resolve_compute
+from compute import Shape, check_amp, compile_backbone, resolve_compute, unfuse_attention
 from dataset_11k import (
     PROTOCOLS,
     TASKS,
@@ -649,6 +649,8 @@ def build_run_model(
         raise UserError(f"--sync_bn needs CUDA, not {ranks.device.type}; leave it out")
     if config.sync_bn:
         model = convert_sync_batchnorm(model)
+    if ranks.device.type == "cpu":
+        unfuse_attention(model)
     model = model.to(ranks.device).to(memory_format=torch.channels_last)
     ranks.copy_from_first(model)
     return model
