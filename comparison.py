@@ -44,7 +44,7 @@ COMPARED: tuple[Measure, ...] = (
     ("age", "balanced_accuracy"),
     ("age", "mae_years"),
 )
-CONTROLS = ("majority_class", "identity_lookup", "chance")
+CONTROLS = ("majority_class", "identity_lookup", "nearest_embedding", "chance")
 Value = TypeVar("Value")
 
 
@@ -474,7 +474,8 @@ def table_line(summary: Summary) -> str:
     ]
     for task, more in (("gender", "roc_auc"), ("age", "mae_years")):
         controls = summary.controls.get((task, "balanced_accuracy"), {})
-        beside = [number_text(controls.get(name)) for name in CONTROLS[:2]]
+        named = (*CONTROLS[:2], *(["nearest_embedding"] * ("nearest_embedding" in controls)))
+        beside = [number_text(controls.get(name)) for name in named]
         cells += [interval_text(summary, (task, "balanced_accuracy")), " / ".join(beside)]
         cells.append(interval_text(summary, (task, more)))
     return f"| {' | '.join(cells)} |"
@@ -482,7 +483,8 @@ def table_line(summary: Summary) -> str:
 
 TABLE_HEAD = (
     "| backbone | hand | protocol | averaged over | photos, people | identity | gender"
-    " | majority / lookup | gender AUC | age group | majority / lookup | age MAE, years |\n"
+    " | majority / lookup / nearest | gender AUC | age group | majority / lookup / nearest"
+    " | age MAE, years |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 TABLE_NOTES = (
@@ -492,7 +494,8 @@ TABLE_NOTES = (
     " rank-1: the share of photos whose most similar gallery photo, of the same recording session,"
     " shows the same person.",
     "Majority: who always answers the training rows' most frequent class. Lookup: who answers the"
-    " gender and age group of the person that the identity head names.",
+    " gender and age group of the person that the identity head names. Nearest, of strangers alone:"
+    " those of the training photo that is most alike.",
     "Several folds or seeds: the mean of each model's own score; no model's answers are pooled"
     " with another's.",
 )
@@ -537,6 +540,7 @@ LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 CONTROL_LOOKS = {
     "majority_class": ("majority class", "|"),
     "identity_lookup": ("identity lookup", "x"),
+    "nearest_embedding": ("nearest embedding", "+"),
     "chance": ("chance", "|"),
 }
 

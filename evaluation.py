@@ -16,7 +16,7 @@ from dataset_11k import HandsDataset, build_loader, open_photo
 from devices import describe_environment
 from engine import Predictions, Predictor, load_predictor, predict_split
 from figures import choose_rows, plot_confusion, plot_sample_grid
-from findings import what_the_control_means
+from findings import name, what_the_control_means
 from intervals import CONFIDENCE, N_DRAWS
 from matching import BURST
 from measures import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
@@ -333,6 +333,22 @@ def calibration_arrays(
     }
 
 
+def training_arrays(
+    config: EvalConfig, state: Mapping[str, Any], scope: Scope, predictor: Predictor
+) -> dict[str, np.ndarray]:
+    """Return the training photos' embeddings and classes, in which strangers are looked up.
+
+    Empty where photos show people who were trained on, or the training rows are gone.
+    """
+    trained = training_rows(state, scope) if scope.matched else None
+    if trained is None:
+        return {}
+    check_photos(trained, scope.files.photos, scope.files.split("train"))
+    predictions = predict(config, predictor, trained, scope.files.photos)
+    labels = {f"training_{task}_true": predictions.labels[:, i] for i, task in enumerate(TASKS)}
+    return {"training_embedding": predictions.embedding, **labels}
+
+
 def prediction_arrays(
     scope: Scope, predictions: Predictions, predictor: Predictor, training: Training | None
 ) -> dict[str, np.ndarray]:
@@ -416,31 +432,30 @@ def plot_results(
 
 def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
     """Return a line per headline number: value, interval, people, controls."""
-    lines = [f"{'':30}   value  95 % interval     people  majority class  identity lookup"]
+    controls = ("majority_class", "identity_lookup", "nearest_embedding")
+    titles = "".join(f"{name(control):>19}" for control in controls)
+    lines = [f"{'':30}   value  95 % interval     people{titles}"]
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
-    def add(title: str, name: str, block: Mapping[str, Any], by: Mapping[str, Any]) -> None:
-        sure = block["intervals"][name]
+    def add(title: str, key: str, block: Mapping[str, Any], by: Mapping[str, Any]) -> None:
+        sure = block["intervals"][key]
         ends = f"{number(sure['low'])}-{number(sure['high'])}"
-        said = [number(by.get(c, {}).get(name)) for c in ("majority_class", "identity_lookup")]
-        lines.append(
-            f"{title:30}{number(block[name]):>8}  {ends:16}{sure['n_people']:8}"
-            f"{said[0]:>16}{said[1]:>17}"
-        )
+        said = "".join(f"{number(by.get(c, {}).get(key)):>19}" for c in controls)
+        lines.append(f"{title:30}{number(block[key]):>8}  {ends:16}{sure['n_people']:8}{said}")
 
     for task, block in tasks.items():
         if block is None:
             continue
-        for name in block["intervals"]:
+        for key in block["intervals"]:
             if block["n_images"]:
-                add(f"{task} {name.replace('_', ' ')}", name, block, block["controls"])
+                add(f"{task} {key.replace('_', ' ')}", key, block, block["controls"])
         pairs = block.get("matching") or block.get("verification") or {}
         for kind in ("all_pairs", f"beyond_{BURST}_frames"):
             part = pairs.get(kind) or {"intervals": {}}
-            for name in part["intervals"]:
-                add(f"{kind.replace('_', ' ')}, {name.replace('_', '-')}", name, part, {})
+            for key in part["intervals"]:
+                add(f"{kind.replace('_', ' ')}, {key.replace('_', '-')}", key, part, {})
     return lines
 
 
@@ -544,6 +559,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
     arrays = {
         **prediction_arrays(scope, predictions, predictor, read_training(state)),
         **calibration_arrays(config, state, scope, predictor),
+        **training_arrays(config, state, scope, predictor),
         **galleries,
     }
     metrics = {

@@ -36,6 +36,7 @@ from matching import (
     fnmr_at_fmr,
     gallery_ranks,
     near_pairs,
+    nearest,
     people_cllr,
     retrieve,
 )
@@ -167,7 +168,9 @@ def controls(answers: Answers, arrays: Arrays) -> dict[str, Answers]:
 
     majority_class: always the training rows' most frequent class. identity_lookup (gender, age):
     the training rows' class of whoever the identity head names; who has no photo there gets the
-    majority class. Nothing for an older checkpoint, which does not know its training rows.
+    majority class. nearest_embedding (there, where the training photos were embedded): the class of
+    the training photo that is most alike. Nothing for an older checkpoint, which does not know its
+    training rows.
     """
     task, n_classes = answers.task, answers.logits.shape[1]
     if f"{task}_train_counts" not in arrays:
@@ -176,9 +179,14 @@ def controls(answers: Answers, arrays: Arrays) -> dict[str, Answers]:
     most = majority_class(np.repeat(np.arange(n_classes), counts))
     guesses = {"majority_class": np.full(len(answers.true), most)}
     if task != "identity":
-        named = arrays["identity_logits"].argmax(axis=1)[arrays[f"{task}_true"] >= 0]
+        known = arrays[f"{task}_true"] >= 0
+        named = arrays["identity_logits"].argmax(axis=1)[known]
         found = identity_lookup(named, arrays[f"{task}_of_identity"])
         guesses["identity_lookup"] = np.where(found < 0, most, found)
+        if "training_embedding" in arrays:
+            alike = cosine_similarity(arrays["embedding"][known], arrays["training_embedding"])
+            labels = arrays[f"training_{task}_true"]
+            guesses["nearest_embedding"] = identity_lookup(nearest(alike), labels)
     return {
         name: replace(answers, logits=CERTAIN * np.eye(n_classes)[guess], temperature=1.0)
         for name, guess in guesses.items()

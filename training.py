@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints import CHECKPOINT_KEYS, load_checkpoint, save_checkpoint
-from compute import Shape, check_amp, compile_backbone, resolve_compute
+from compute import Shape, check_amp, compile_backbone, resolve_compute, unfuse_attention
 from configs import TrainConfig
 from dataset_11k import Augmentation, HandsDataset, build_loader, resize_size
 from devices import describe_environment, prepare_determinism, resolve_device, seed_everything
@@ -479,6 +479,8 @@ def build_run_model(
         raise UserError(f"--sync_bn needs CUDA, not {ranks.device.type}; leave it out")
     if config.sync_bn:
         model = convert_sync_batchnorm(model)
+    if ranks.device.type == "cpu":
+        unfuse_attention(model)
     model = model.to(ranks.device).to(memory_format=torch.channels_last)
     ranks.copy_from_first(model)
     return model

@@ -274,6 +274,8 @@ def test_a_line_of_the_table() -> None:
     line = table_line(made_up(1, controls={}))
     assert "| rank-1 .418 (.338-.468) |" in line
     assert "| - / - |" in line
+    known = dict.fromkeys(("majority_class", "identity_lookup", "nearest_embedding"), 0.5)
+    assert "| .500 / .500 / .500 |" in table_line(made_up(1, controls={GENDER: known}))
     assert interval_text(made_up(numbers={}), GENDER) == "-"
     whole = Interval(1.0, float("nan"), float("nan"), 3, 1, 0.0, 0)
     assert interval_text(made_up(numbers={GENDER: whole}), GENDER) == "1.000 (---)"

@@ -1,4 +1,4 @@
-"""compute.py: what it says where a model cannot be compiled (the rest is in test_train.py)."""
+"""compute.py: attention, and a model that cannot be compiled (the rest is in test_training.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from compute import Shape, compile_backbone
+from compute import Shape, compile_backbone, unfuse_attention
 from model import IGAENet
 from utils import UserError
 
@@ -30,3 +30,14 @@ def test_a_failed_compiling_names_the_folder_it_may_be_mended_in(
         compile_backbone(model, torch.device("cpu"), "off", Shape(2, 32))
     expected = f"; or, if a former run was killed, delete {folder} and try again" if folder else ""
     assert str(stop.value).endswith(f"use --compile off{expected}")
+
+
+def test_attention_that_keeps_its_matrix_answers_alike() -> None:
+    torch.manual_seed(0)
+    model = IGAENet("test_vit", {"identity": 3, "gender": 2, "age": 6}, pretrained=False).eval()
+    images = torch.rand(2, 3, 224, 224)
+    fused = model.embed(images)
+    assert any(getattr(module, "fused_attn", False) for module in model.modules())
+    unfuse_attention(model)
+    assert not any(getattr(module, "fused_attn", False) for module in model.modules())
+    torch.testing.assert_close(model.embed(images), fused)

@@ -57,6 +57,10 @@ def run_arrays(*, strangers: bool, seed: int = 5) -> dict[str, np.ndarray]:
         )
         arrays["calibration_people"] = np.array([f"q{i}" for i in other])
         arrays["calibration_frame_number"] = np.arange(48.0)
+        arrays["training_embedding"] = random.normal(size=(30, 6))
+        arrays |= {
+            f"training_{task}_true": np.arange(30) % n for task, n in (("gender", 2), ("age", 6))
+        }
     return arrays
 
 
@@ -102,6 +106,27 @@ def test_the_distance_to_a_control_is_paired_over_people() -> None:
             assert above["more_than_chance"] == (above["low"] > 0 or above["high"] < 0)
     majority = found["above_controls"]["majority_class"]
     assert majority["balanced_accuracy"]["low"] > 0 > majority["mae_years"]["high"]
+
+
+def test_strangers_are_looked_up_at_the_training_photo_that_is_most_alike() -> None:
+    arrays = run_arrays(strangers=True)
+    nearest = []
+    for photo in arrays["embedding"]:
+        cosines = [
+            photo @ other / np.linalg.norm(photo) / np.linalg.norm(other)
+            for other in arrays["training_embedding"]
+        ]
+        nearest.append(int(np.argmax(cosines)))
+    for task in ("gender", "age"):
+        found = measure_task(task, arrays)
+        said = arrays[f"training_{task}_true"][nearest]
+        expected = balanced_accuracy_score(arrays[f"{task}_true"], said)
+        assert found["controls"]["nearest_embedding"]["balanced_accuracy"] == pytest.approx(
+            expected
+        )
+        assert "nearest_embedding" in found["above_controls"]
+    del arrays["training_embedding"]
+    assert "nearest_embedding" not in measure_task("gender", arrays)["controls"]
 
 
 def test_open_set_is_the_mean_over_halves_of_the_galleries() -> None:
