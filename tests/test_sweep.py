@@ -539,7 +539,7 @@ def test_ended_while_it_trains_and_started_again(
     flags = flags_of(root, output, "--protocols", "paper", "--processes", "2")
     flags[flags.index("--N_epochs") + 1] = "60"
     flags[flags.index("--num_workers") + 1] = "1"
-    command = [sys.executable, sweep.__file__, *flags]
+    command = [sys.executable, compare.__file__, *flags]
     folder = output / "dorsal_dr-paper-test_resnet-seed_42"
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, cwd=tmp_path)

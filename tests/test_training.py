@@ -1248,7 +1248,7 @@ class Process:
 
     def __init__(self, flags: Sequence[str], log: Path) -> None:
         self.log = log
-        script = Path(training.__file__)
+        script = Path(train.__file__)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(
