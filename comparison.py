@@ -9,7 +9,6 @@ import functools
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from dataset_11k import PROTOCOLS, TASKS, SplitFiles
+from backbones import safe_name
 from intervals import (
     CONFIDENCE,
     Difference,
@@ -31,6 +30,7 @@ from intervals import (
 )
 from matching import BURST, cosine_similarity, gallery_ranks
 from measures import BOOTSTRAP_SEED, headline, task_answers
+from rows import PROTOCOLS, TASKS, SplitFiles
 from utils import UserError, atomic_write
 
 METRICS_KEYS = {"checkpoint", "epoch", "split", "n_images", "n_people", "tasks"}
@@ -49,11 +49,6 @@ Value = TypeVar("Value")
 
 
 # ----------------------------------------------------------------------------- cells and names
-
-
-def safe_name(name: str) -> str:
-    """Return `name` as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 class Row(NamedTuple):

@@ -20,16 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from dataset_11k import (
-    AGE_GROUPS,
-    ASPECTS,
-    DATA_URL,
-    GENDERS,
-    SKIN_COLORS,
-    age_group,
-    read_hand_info,
-)
 from flags import build_config, config_parser, flag
+from rows import AGE_GROUPS, ASPECTS, DATA_URL, GENDERS, SKIN_COLORS, age_group, read_hand_info
 from utils import (
     UserError,
     atomic_write,

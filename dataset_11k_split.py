@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dataset_11k import (
+from flags import build_config, config_parser, flag
+from rows import (
     AGE_GROUPS,
     ASPECTS,
     GENDERS,
@@ -42,7 +43,6 @@ from dataset_11k import (
     missing_photos,
     read_hand_info,
 )
-from flags import build_config, config_parser, flag
 from utils import (
     UserError,
     atomic_write,

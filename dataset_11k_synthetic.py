@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
-from dataset_11k import AGE_GROUPS, ASPECTS, HAND_INFO_COLUMNS, SKIN_COLORS
 from flags import build_config, config_parser, flag
+from rows import AGE_GROUPS, ASPECTS, HAND_INFO_COLUMNS, SKIN_COLORS
 from utils import (
     UserError,
     atomic_write,

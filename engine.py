@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from compute import Shape, autocast, resolve_amp
-from dataset_11k import TASKS, Augmentation, Item, LabelSpace
+from dataset_11k import Augmentation, Item
+from devices import prepare_determinism, resolve_device
 from model import IGAENet, ModelError, embedding_width
 from ranks import Ranks
-from utils import UserError, prepare_determinism, resolve_device
+from rows import TASKS, LabelSpace
+from utils import UserError
 
 CHECK_EVERY = 50  # steps between two looks at the losses, each of which waits for the device
 
@@ -107,7 +109,7 @@ def load_predictor(
     """Return what a checkpoint describes, rebuilt from it alone.
 
     Args:
-        state: as `utils.load_checkpoint` returns it.
+        state: as `checkpoints.load_checkpoint` returns it.
         device: value of the flag `--device`.
         amp: value of the flag `--amp`; None: the precision of the training.
         batch_size: photos at once, for the probe of `--amp auto`.

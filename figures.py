@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASKS = ("identity", "gender", "age")
-FORMATS = (".png", ".svg", ".pdf")
 FEW_CLASSES = 12  # up to here every cell of a confusion matrix has room for its count
 RIGHT, WRONG = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion
 GRID_COLUMNS = 5

@@ -2,7 +2,7 @@
 
 metrics.py, intervals.py and matching.py have the measures; here is which of them a task gets, and
 what stands beside each headline number: its interval, controls that read no hand, and slices. The
-arrays are those of `test.prediction_arrays`.
+arrays are those of `evaluation.prediction_arrays`.
 """
 
 from __future__ import annotations

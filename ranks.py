@@ -104,11 +104,6 @@ def join_ranks(device: torch.device) -> Ranks:
     return Ranks(dist.get_rank(), count, device)
 
 
-def was_restarted() -> bool:
-    """Return whether torchrun starts this process again after a failure (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def has_lost_a_rank(error: RuntimeError) -> bool:
     """Return whether an error says that another rank is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

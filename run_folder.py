@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from utils import CHECKPOINT_KEYS, UserError, atomic_write, load_checkpoint, lock_file
+from utils import UserError, atomic_write, lock_file
 
 PIN_EVERY = 10  # epochs; the checkpoints of these stay
 RUN_KEYS = {"config", "resolved", "label_space", "fingerprints"}  # of config.json
@@ -112,6 +112,8 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         UserError: the folder holds no run, or the file no checkpoint.
     """
     if run_dir.is_file():
+        from checkpoints import CHECKPOINT_KEYS, load_checkpoint  # loads PyTorch, which takes long
+
         return load_checkpoint(run_dir, CHECKPOINT_KEYS)
     path = run_dir / "config.json"
     try:

@@ -1,4 +1,4 @@
-"""What two or more scripts share: errors, files, seeds, devices, logging, checkpoints."""
+"""What two or more scripts share: errors, files, the machine, logging. Takes no time to load."""
 
 from __future__ import annotations
 
@@ -6,28 +6,15 @@ import functools
 import json
 import logging
 import os
-import platform
-import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-import torch
-
 logger = logging.getLogger("igae")
-
-CHECKPOINT_FORMAT = 1
-# What train.py puts into a checkpoint besides weights, and test.py and predict.py read.
-CHECKPOINT_KEYS = (
-    *("config", "resolved", "label_space", "aspect", "fingerprints"),
-    *("epoch", "best", "metrics", "optimizer", "scaler"),
-)
 
 
 class UserError(Exception):
@@ -48,7 +35,11 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[...
             if sys.stdout is not None:
                 sys.stdout.flush()  # so that a reader who has left is noticed here, not at exit
             return code
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            import torch  # only here: scripts and --help that need no PyTorch do not wait for it
+
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
             print("error: the device is out of memory; lower --batch_size", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -164,43 +155,6 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` is cuda, then mps, then cpu."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, usable in available.items() if usable)
-    if not available[name]:
-        usable = ", ".join(device for device, there in available.items() if there)
-        raise UserError(f"--device {name}: PyTorch finds no such device here; usable: {usable}")
-    return torch.device(name)
-
-
-def prepare_determinism(device: torch.device, deterministic: bool) -> None:
-    """Ask for deterministic algorithms: always on the CPU, elsewhere where `deterministic`.
-
-    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
-    """
-    if device.type == "cpu" or deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        # Else every torch.empty is filled first, some 3 % of a step. Nothing here reads what it has
-        # not written; the filling would only make such a bug show the same number each time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = not deterministic
-
-
-def seed_everything(*numbers: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators (every device) from `numbers`."""
-    state = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)
-    torch.manual_seed(state)
-
-
 def git_commit() -> str:
     """Return the commit of the code that runs, `-dirty` behind it where files were changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -210,20 +164,6 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
-
-
-def describe_environment(device: torch.device) -> dict[str, str | int]:
-    """Return what a result depends on besides code, data and seed."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow")
-    return {
-        "device": device.type,
-        "device_name": name,
-        "system": platform.system(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
 
 
 def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
@@ -239,59 +179,3 @@ def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
         handler.setFormatter(form)
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
     logger.propagate = False
-
-
-# ----------------------------------------------------------------------------- checkpoints
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain Python values) to `path`, all of it or nothing."""
-    with atomic_write(path) as temporary:
-        try:
-            torch.save({"format": CHECKPOINT_FORMAT, **state}, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise UserError(f"cannot write {path}; is the disk full? ({error})") from error
-
-
-def describe_absence(path: Path) -> str:
-    """Return why `path` is no checkpoint's file, and which are near."""
-    folder = path if path.is_dir() else path.parent
-    reason = "is a folder" if path.is_dir() else "not found"
-    there = sorted(folder.glob("checkpoint-*.pth"))
-    best = [near for near in there if near.stem.endswith("-best")]
-    if path.is_dir() and best:
-        return f"{reason}; give {best[0]}"
-    if there:
-        return f"{reason}; {folder} holds {', '.join(near.name for near in there)}"
-    return f"{reason}; train.py writes them to checkpoints/<run>/"
-
-
-def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what `save_checkpoint` wrote, its tensors on the CPU.
-
-    Args:
-        path: the file.
-        needs: keys that must be in it, besides the weights.
-
-    Raises:
-        UserError: there is no such file, or it is no checkpoint of this project.
-    """
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} {describe_absence(path)}")
-    hint = "give a checkpoint-NNNNNN.pth that train.py wrote"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for foreign and truncated files
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}); {hint}"
-        ) from error
-    if not isinstance(state, dict) or any(key not in state for key in ("model", "format", *needs)):
-        raise UserError(
-            f"{path} holds no IGAE-Net checkpoint (weights alone are not enough); {hint}"
-        )
-    if state["format"] != CHECKPOINT_FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {state['format']}, this version reads"
-            f" {CHECKPOINT_FORMAT}; use the version that wrote it"
-        )
-    return state

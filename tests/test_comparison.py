@@ -31,8 +31,8 @@ from comparison import (
     table_line,
     table_text,
 )
-from dataset_11k import AGE_GROUPS
 from intervals import N_DRAWS, Interval, draw_people
+from rows import AGE_GROUPS
 from utils import UserError
 
 GENDER = ("gender", "balanced_accuracy")

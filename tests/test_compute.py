@@ -1,4 +1,4 @@
-"""compute.py: attention, and a model that cannot be compiled (the rest is in test_train.py)."""
+"""compute.py: attention, and a model that cannot be compiled (the rest is in test_training.py)."""
 
 from __future__ import annotations
 

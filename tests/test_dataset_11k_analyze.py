@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 import dataset_11k_analyze as analyze
-from dataset_11k import HAND_INFO_COLUMNS, read_hand_info
+from rows import HAND_INFO_COLUMNS, read_hand_info
 
 # id, age, gender, skin colour, accessories, nail polish, aspect, irregularities
 PHOTOS = [

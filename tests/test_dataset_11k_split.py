@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset_11k import PROTOCOLS, age_group
 from dataset_11k_split import (
     AspectSplit,
     leakage_table,
@@ -25,6 +24,7 @@ from dataset_11k_split import (
     split_rows,
 )
 from dataset_11k_synthetic import SyntheticConfig, hand_info_text
+from rows import PROTOCOLS, age_group
 
 ASPECTS = {
     "dorsal_dr": "dorsal right",

@@ -18,15 +18,12 @@ from torchvision.transforms import InterpolationMode, v2
 import compute
 from compute import Shape, resolve_amp, step_seconds
 from dataset_11k import (
-    TASKS,
     Augmentation,
     BatchSampler,
     HandsDataset,
     Item,
-    LabelSpace,
     build_loader,
     read_pixels,
-    read_rows,
     resize_size,
 )
 from engine import (
@@ -42,6 +39,7 @@ from engine import (
 from metrics import softmax
 from model import IGAENet, parameter_groups
 from ranks import Ranks
+from rows import TASKS, LabelSpace, read_rows
 from utils import UserError
 
 CPU = torch.device("cpu")

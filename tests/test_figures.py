@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.stats import norm
 
 import figures
-from dataset_11k import TASKS
 from metrics import reliability
+from rows import TASKS
 
 
 def prediction_table(n_rows: int, wrong: dict[str, list[int]]) -> pd.DataFrame:

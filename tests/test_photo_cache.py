@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 import dataset_11k
 import photo_cache
-from dataset_11k import Augmentation, HandsDataset, LabelSpace, as_it_is, build_loader, read_pixels
+from dataset_11k import Augmentation, HandsDataset, as_it_is, build_loader, read_pixels
 from photo_cache import (
     CacheError,
     CacheFile,
@@ -36,6 +36,7 @@ from photo_cache import (
     attach_cache,
     keep_on_device,
 )
+from rows import LabelSpace
 from utils import UserError, one_line_errors
 
 NAMES = [f"Hand_{i:07d}.jpg" for i in range(20)]

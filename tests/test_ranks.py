@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from ranks import Ranks, has_lost_a_rank, join_ranks, was_restarted
+import train
+from ranks import Ranks, has_lost_a_rank, join_ranks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def test_one_process_alone_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None
     assert ranks.gather("x") == ["x"]
     model = torch.nn.Linear(2, 2)
     assert ranks.together(model) is model
-    assert not was_restarted()
+    assert not train.was_restarted()
 
 
 def test_two_processes_learn_what_one_learns(split_root: Path, tmp_path: Path) -> None:

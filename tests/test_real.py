@@ -10,7 +10,7 @@ import pytest
 import dataset_11k_analyze
 import dataset_11k_split
 import predict
-import test as evaluation
+import test as test_script
 import train
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -38,7 +38,7 @@ def test_real_photos_train_evaluate_and_predict(
     assert train.main([*flags.split(), "--device", "cpu", "--amp", "off"]) == 0
     checkpoint = next(run.glob("*-best.pth"))
     arguments = ["--checkpoint", str(checkpoint), "--device", "cpu"]
-    assert evaluation.main([*arguments, "--attributes_file", str(attributes)]) == 0
+    assert test_script.main([*arguments, "--attributes_file", str(attributes)]) == 0
 
     folder = run / f"{checkpoint.stem}-{aspect}-val"
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -1,23 +1,18 @@
-"""One-line errors, atomic files, seeds, devices, logging, checkpoints."""
+"""One-line errors, atomic files, locks, the machine, logging."""
 
 from __future__ import annotations
 
 import errno
-import io
 import json
 import logging
 import multiprocessing
 import os
-import random
-import re
 import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,14 +23,8 @@ from utils import (
     UserError,
     append_line,
     atomic_write,
-    describe_environment,
-    load_checkpoint,
     lock_file,
     one_line_errors,
-    prepare_determinism,
-    resolve_device,
-    save_checkpoint,
-    seed_everything,
     setup_logging,
     total_memory,
     write_json,
@@ -233,74 +222,6 @@ def test_total_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert total_memory() == 0
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "name", "expected"),
-    [
-        (True, True, "auto", "cuda"),
-        (False, True, "auto", "mps"),
-        (False, False, "auto", "cpu"),
-        (True, True, "cpu", "cpu"),
-        (True, True, "mps", "mps"),
-    ],
-)
-def test_resolve_device(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, name: str, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert resolve_device(name) == torch.device(expected)
-
-
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"--device cuda: .*usable: cpu$"):
-        resolve_device("cuda")
-
-
-@pytest.mark.parametrize(
-    ("device", "asked", "deterministic"),
-    [("cpu", False, True), ("cpu", True, True), ("cuda", False, False), ("cuda", True, True)],
-)
-def test_determinism_is_always_on_for_the_cpu(
-    device: str, asked: bool, deterministic: bool
-) -> None:
-    torch.use_deterministic_algorithms(False)
-    prepare_determinism(torch.device(device), asked)
-    assert torch.are_deterministic_algorithms_enabled() == deterministic
-    filler: Any = torch.utils.deterministic
-    assert filler.fill_uninitialized_memory != deterministic
-    assert torch.backends.cudnn.benchmark == (not asked)
-
-
-def drawn() -> tuple[float, float, float]:
-    return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-
-def test_seed_everything_seeds_every_generator() -> None:
-    seed_everything(1, 2)
-    first = drawn()
-    second = drawn()
-    seed_everything(1, 2)
-    assert drawn() == first
-    assert all(a != b for a, b in zip(first, second, strict=True))
-
-
-@pytest.mark.parametrize("numbers", [(1, 3), (2, 1), (1,), (12,)])
-def test_other_numbers_give_other_draws(numbers: tuple[int, ...]) -> None:
-    seed_everything(1, 2)
-    first = drawn()
-    seed_everything(*numbers)
-    assert all(a != b for a, b in zip(first, drawn(), strict=True))
-
-
-def test_describe_environment_can_go_into_a_checkpoint() -> None:
-    found = describe_environment(torch.device("cpu"))
-    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
-    assert json.loads(json.dumps(found)) == found
-    assert {type(value) for value in found.values()} <= {str, int}
-
-
 def test_git_commit_outside_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(utils, "__file__", str(tmp_path / "utils.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -356,103 +277,3 @@ def test_the_log_file_of_a_former_run_is_closed(tmp_path: Path) -> None:
     assert former.stream is None
     logging.getLogger("igae").info("epoch 1")
     assert (tmp_path / "former.log").read_text() == ""
-
-
-# ----------------------------------------------------------------------------- checkpoints
-
-
-def test_a_checkpoint_is_read_by_the_safe_default(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-000001.pth"
-    state = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "names": ["a", "b"]}
-    save_checkpoint(path, state)
-    for found in (load_checkpoint(path), torch.load(path)):
-        assert found["epoch"] == 3
-        assert found["names"] == ["a", "b"]
-        assert torch.equal(found["model"]["weight"], state["model"]["weight"])  # type: ignore[index]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def torch_bytes(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def zip_bytes() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("readme.txt", "no weights here")
-    return buffer.getvalue()
-
-
-WHOLE = torch_bytes({"format": 1, "model": {"weight": torch.zeros(1000)}})
-UNREADABLE = r"cannot be read as a checkpoint .*; give a checkpoint-NNNNNN.pth that train.py wrote$"
-BARE = r"holds no IGAE-Net checkpoint .*; give a checkpoint-NNNNNN.pth that train.py wrote$"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        pytest.param(b"image_path,id\n", UNREADABLE, id="a csv"),
-        pytest.param(b"", UNREADABLE, id="empty"),
-        pytest.param(zip_bytes(), UNREADABLE, id="a foreign zip"),
-        pytest.param(WHOLE[: len(WHOLE) // 2], UNREADABLE, id="truncated"),
-        pytest.param(
-            torch_bytes({"model": {}, "args": Path("x")}), UNREADABLE, id="pickled objects"
-        ),
-        pytest.param(torch_bytes({"head.weight": torch.zeros(2)}), BARE, id="bare weights"),
-        pytest.param(torch_bytes({"model": {}}), BARE, id="no format"),
-        pytest.param(torch_bytes([1, 2]), BARE, id="a list"),
-        pytest.param(
-            torch_bytes({"format": 99, "model": {}}),
-            r"has checkpoint format 99, this version reads 1; use the version that wrote it$",
-            id="another format",
-        ),
-    ],
-)
-def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "x.pth"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        load_checkpoint(path)
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("there", "asked", "message"),
-    [
-        ([], "none.pth", "not found; train.py writes them to checkpoints/<run>/"),
-        ([], "", "is a folder; train.py writes them to checkpoints/<run>/"),
-        (["000003", "000002-best"], "none.pth", "not found; {} holds {}"),
-        (["000003", "000002-best"], "", "is a folder; give {}/checkpoint-000002-best.pth"),
-        (["000003"], "", "is a folder; {} holds {}"),
-    ],
-)
-def test_a_checkpoint_that_is_not_there(
-    tmp_path: Path, there: list[str], asked: str, message: str
-) -> None:
-    names = sorted(f"checkpoint-{name}.pth" for name in there)
-    for name in names:
-        (tmp_path / name).touch()
-    expected = f"checkpoint {tmp_path / asked} {message.format(tmp_path, ', '.join(names))}"
-    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
-        load_checkpoint(tmp_path / asked)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_former(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "checkpoint-000001.pth"
-    save_checkpoint(path, {"model": {}, "epoch": 1})
-
-    def full_disk(_state: Any, file: Path) -> None:
-        file.write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(UserError, match="cannot write .*; is the disk full?"):
-        save_checkpoint(path, {"model": {}, "epoch": 2})
-    monkeypatch.undo()
-    assert load_checkpoint(path)["epoch"] == 1
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""test.py: one pass, scores over the whole set, files that another program can score again."""
+"""Evaluation: one pass, scores over the whole set, files that another program can score again."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-import test as evaluation
+import test as test_script
 import train
-from dataset_11k import TASKS, permute_labels, read_hand_info, read_rows
-from utils import load_checkpoint
+from checkpoints import load_checkpoint
+from rows import TASKS, permute_labels, read_hand_info, read_rows
 
 
 def evaluate(checkpoint: Path, root: Path, *flags: str, aspect: str = "dorsal_dr") -> int:
     attributes = root / "sub_dataset" / f"{aspect}.csv"
     quick = ["--num_workers", "0", "--device", "cpu"]
-    return evaluation.main(
+    return test_script.main(
         ["--checkpoint", str(checkpoint), "--attributes_file", str(attributes), *quick, *flags]
     )
 
@@ -204,7 +204,7 @@ def test_bad_flags_exit_with_2(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        evaluation.main(flags)
+        test_script.main(flags)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 

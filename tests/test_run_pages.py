@@ -1,4 +1,4 @@
-"""report.py: pages from files alone, of old files and new, in a real browser where one is."""
+"""The pages: from files alone, of old files and new, in a real browser where one is."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from test_page import NASTY, Tags
 
 import charts
 import report
-import test as evaluation
-from dataset_11k import AGE_GROUPS, TASKS
+import run_pages
+import test as test_script
+from rows import AGE_GROUPS, TASKS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
@@ -185,7 +186,7 @@ quickly = pytest.mark.usefixtures("undrawn")
 
 def test_a_report_has_every_block_that_was_measured(tmp_path: Path, photos: Path) -> None:
     folder = write_results(write_run(tmp_path / "run") / "evaluation")
-    path = report.write_report(folder, photos=photos)
+    path = run_pages.write_report(folder, photos=photos)
     assert path == folder / "report.html"
     text = path.read_text(encoding="utf-8")
     found, words = titles(text), said(text)
@@ -233,7 +234,7 @@ def test_a_report_has_every_block_that_was_measured(tmp_path: Path, photos: Path
 @quickly
 def test_a_report_of_strangers_matches_and_does_not_classify_identity(tmp_path: Path) -> None:
     folder = write_results(tmp_path / "evaluation", strangers=True)
-    text = report.write_report(folder, photos=None).read_text(encoding="utf-8")
+    text = run_pages.write_report(folder, photos=None).read_text(encoding="utf-8")
     found = titles(text)
     assert "All pairs, rank-1" in found
     assert "Is the right person among the first? CMC" in found
@@ -250,7 +251,7 @@ def test_another_hand_has_no_identity(tmp_path: Path) -> None:
     metrics["tasks"]["identity"] = None
     metrics["cross_hand"] = {"trained_on": "palmar_pl", "people_left_out_as_trained_on": 4}
     folder = write_results(tmp_path / "evaluation", strangers=True, metrics=metrics)
-    text = report.write_report(folder, photos=None).read_text(encoding="utf-8")
+    text = run_pages.write_report(folder, photos=None).read_text(encoding="utf-8")
     assert "Same person or not? DET" not in titles(text)
     assert "one recording session" not in said(text).replace("FMR, FNMR", "")
     assert "Trained on another aspect (palmar_pl)" in said(text)
@@ -262,7 +263,7 @@ ABSENT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "likelihood ratio": (
         lambda m: [
             m["tasks"]["identity"]["verification"][kind].update(likelihood_ratio=None)
-            for kind in report.KINDS
+            for kind in run_pages.KINDS
         ],
         "Evidence for a court: Tippett plot",
     ),
@@ -288,7 +289,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path, name: str) -> None:
     metrics = measured(60, 12)
     remove(metrics)
     folder = write_results(tmp_path / "evaluation", metrics=metrics)
-    text = report.write_report(folder, photos=None).read_text(encoding="utf-8")
+    text = run_pages.write_report(folder, photos=None).read_text(encoding="utf-8")
     assert title not in titles(text)
     assert "Identity, balanced accuracy" in titles(text)
 
@@ -303,7 +304,7 @@ def test_the_oldest_files_still_give_a_report(tmp_path: Path) -> None:
     arrays = np.load(folder / "predictions.npz")
     kept = [f"{task}_{part}" for task in TASKS for part in ("logits", "classes", "true")]
     np.savez(folder / "predictions.npz", **{key: arrays[key] for key in kept})
-    text = report.write_report(folder, photos=None).read_text(encoding="utf-8")
+    text = run_pages.write_report(folder, photos=None).read_text(encoding="utf-8")
     assert "60 photos: aspect (mine)" in said(text)
     assert "How sure it is was not measured." in said(text)
     assert "Who or what was taken for what: age group" in titles(text)
@@ -315,8 +316,8 @@ def test_nothing_in_the_files_becomes_markup(tmp_path: Path, photos: Path) -> No
     metrics = measured(60, 12)
     metrics |= {"aspect": NASTY, "backbone": NASTY, "protocol": NASTY, "protocol_reason": NASTY}
     folder = write_results(write_run(tmp_path / "run") / "evaluation", metrics=metrics)
-    report.write_report(folder, photos=photos)
-    report.write_training_report(tmp_path / "run")
+    run_pages.write_report(folder, photos=photos)
+    run_pages.write_training_report(tmp_path / "run")
     for path in (folder / "report.html", tmp_path / "run" / "training.html"):
         found = Tags(path.read_text(encoding="utf-8"))
         assert not found.of("script")
@@ -328,16 +329,16 @@ def test_nothing_in_the_files_becomes_markup(tmp_path: Path, photos: Path) -> No
 
 def test_the_same_files_give_the_same_page(tmp_path: Path, photos: Path) -> None:
     folder = write_results(tmp_path / "evaluation")
-    first = report.write_report(folder, photos=photos).read_bytes()
-    assert report.write_report(folder, photos=photos).read_bytes() == first
+    first = run_pages.write_report(folder, photos=photos).read_bytes()
+    assert run_pages.write_report(folder, photos=photos).read_bytes() == first
 
 
 def test_a_thousand_photos_of_143_people_stay_under_5_mb(tmp_path: Path, photos: Path) -> None:
     folder = write_results(write_run(tmp_path / "run") / "evaluation", 1000, 143)
-    text = report.write_report(folder, photos=photos).read_text(encoding="utf-8")
+    text = run_pages.write_report(folder, photos=photos).read_text(encoding="utf-8")
     assert len(text.encode()) < 5_000_000
     assert "All 143 people" in said(text)
-    assert 6 <= len(re.findall("data:image/jpeg", text)) <= 4 * report.N_PHOTOS
+    assert 6 <= len(re.findall("data:image/jpeg", text)) <= 4 * run_pages.N_PHOTOS
 
 
 def test_photos_are_the_most_confident_mistakes_and_random_hits() -> None:
@@ -347,18 +348,18 @@ def test_photos_are_the_most_confident_mistakes_and_random_hits() -> None:
         columns[f"{task}_prob"] = [0.5 + i / 100 for i in range(40)]
     columns["gender_pred"][3:13] = ["no"] * 10
     table = pd.DataFrame(columns)
-    mistakes, none, hits = report.choose_photos(table, ("gender", "age")).values()
+    mistakes, none, hits = run_pages.choose_photos(table, ("gender", "age")).values()
     assert mistakes == [12, 11, 10, 9, 8, 7]
     assert none == []
-    assert len(set(hits)) == report.N_PHOTOS
+    assert len(set(hits)) == run_pages.N_PHOTOS
     assert not set(hits) & set(range(3, 13))
-    assert report.choose_photos(table, ("gender", "age")) == report.choose_photos(
+    assert run_pages.choose_photos(table, ("gender", "age")) == run_pages.choose_photos(
         table, ("gender", "age")
     )
 
 
 def test_a_photo_is_embedded_small(photos: Path) -> None:
-    data, size = report.small_photo(photos / PHOTO)
+    data, size = run_pages.small_photo(photos / PHOTO)
     assert size == (160, 120)
     assert data[:3] == b"\xff\xd8\xff"
     assert len(data) < 20_000
@@ -372,7 +373,7 @@ def test_who_is_most_often_wrong_comes_first(tmp_path: Path) -> None:
         bad = table["identity_true"] == "0000003"
         table[f"{task}_pred"] = table[f"{task}_true"].where(~bad, "another")
     table.to_csv(folder / "predictions.csv", index=False)
-    text = said(report.write_report(folder, photos=None).read_text(encoding="utf-8"))
+    text = said(run_pages.write_report(folder, photos=None).read_text(encoding="utf-8"))
     named = text.partition("Most often wrong: share answered right")[2].partition("All 12")[0]
     assert named.split("age group ")[1].strip() == "0000003 5 0.0 % 0.0 % 0.0 %"
 
@@ -382,7 +383,7 @@ def test_who_is_most_often_wrong_comes_first(tmp_path: Path) -> None:
 
 @quickly
 def test_a_training_report_has_curves_the_best_epoch_and_the_config(tmp_path: Path) -> None:
-    path = report.write_training_report(write_run(tmp_path / "run"))
+    path = run_pages.write_training_report(write_run(tmp_path / "run"))
     assert path == tmp_path / "run" / "training.html"
     text = path.read_text(encoding="utf-8")
     for title in ("Loss", "Loss on train, by task", "Identity", "Gender", "Learning rate"):
@@ -396,14 +397,14 @@ def test_a_line_that_a_kill_left_unfinished_is_dropped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "lr"')
-    assert [r["epoch"] for r in report.read_records(run / "metrics.jsonl")] == [1, 2, 3]
+    assert [r["epoch"] for r in run_pages.read_records(run / "metrics.jsonl")] == [1, 2, 3]
 
 
 @quickly
 def test_damaged_curves_do_not_cost_the_evaluation_its_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "metrics.jsonl").write_text("[]\n{}\n")
-    text = report.write_report(write_results(run / "evaluation"), photos=None).read_text()
+    text = run_pages.write_report(write_results(run / "evaluation"), photos=None).read_text()
     assert "No curves:" in said(text)
 
 
@@ -531,7 +532,7 @@ def test_what_test_py_writes_becomes_a_report(
 ) -> None:
     attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
     flags = ["--checkpoint", str(tiny_checkpoint), "--attributes_file", str(attributes)]
-    assert evaluation.main([*flags, "--num_workers", "0", "--device", "cpu"]) == 0
+    assert test_script.main([*flags, "--num_workers", "0", "--device", "cpu"]) == 0
     folder = tiny_checkpoint.with_name(f"{tiny_checkpoint.stem}-dorsal_dr-val")
     photos = str(split_root / "Hands")
     assert report.main(["--results", str(folder), "--photos", photos]) == 0
@@ -616,9 +617,9 @@ def measure_page(page: Path, width: int, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["report", "training"])
 def test_a_page_holds_in_a_browser_at_two_widths(tmp_path: Path, photos: Path, kind: str) -> None:
     run = write_run(tmp_path / "run")
-    page = report.write_training_report(run)
+    page = run_pages.write_training_report(run)
     if kind == "report":
-        page = report.write_report(write_results(run / "evaluation", 200, 30), photos=photos)
+        page = run_pages.write_report(write_results(run / "evaluation", 200, 30), photos=photos)
     assert "CONSOLE" not in browse(page, tmp_path / "profile").stderr
     for width in (1280, 400):
         found = measure_page(page, width, tmp_path)
@@ -633,7 +634,7 @@ def test_a_page_holds_in_a_browser_at_two_widths(tmp_path: Path, photos: Path, k
 
 @in_a_browser
 def test_the_browser_test_sees_what_is_wrong(tmp_path: Path) -> None:
-    page = report.write_training_report(write_run(tmp_path / "run"))
+    page = run_pages.write_training_report(write_run(tmp_path / "run"))
     text = page.read_text(encoding="utf-8")
     wide = '<p style="width: 3000px">wide</p><img src="data:image/png;base64,AA" alt="">'
     page.write_text(text.replace("</main>", f"{wide}<script>let x</script></main>"))

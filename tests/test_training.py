@@ -1,4 +1,4 @@
-"""train.py: schedule, flags, run folder, resume, errors, and kill -9 at any moment."""
+"""Training: schedule, flags, run folder, resume, errors, and kill -9 at any moment."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ import torch
 import dataset_11k_split
 import engine
 import run_folder
-import test as evaluation
+import test as test_script
 import train
-from dataset_11k import AGE_GROUPS, GENDERS, TASKS, HandsDataset, build_loader, read_rows
+import training
+from checkpoints import load_checkpoint
+from configs import TrainConfig
+from dataset_11k import HandsDataset, build_loader
 from engine import predict_split
 from metrics import balanced_accuracy
 from model import IGAENet
 from ranks import Ranks
-from train import TrainConfig, build_optimizer, learning_rate, set_learning_rate, warmup_epochs
-from utils import UserError, load_checkpoint
+from rows import AGE_GROUPS, GENDERS, TASKS, read_rows
+from training import build_optimizer, learning_rate, set_learning_rate, warmup_epochs
+from utils import UserError
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -148,12 +152,12 @@ def skip_training(
     def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
         nonlocal n_evaluated
         n_evaluated += 1
-        return {"loss": 1.0, **dict.fromkeys(train.VAL_SCORES, scores(n_evaluated))}
+        return {"loss": 1.0, **dict.fromkeys(training.VAL_SCORES, scores(n_evaluated))}
 
-    monkeypatch.setattr(train, "train_one_epoch", lambda *args, **kwargs: trained)
-    monkeypatch.setattr(train, "predict_split", lambda *args, **kwargs: None)
-    monkeypatch.setattr(train, "val_scores", evaluate)
-    monkeypatch.setattr(train, "fit_temperatures", lambda *args: {})
+    monkeypatch.setattr(training, "train_one_epoch", lambda *args, **kwargs: trained)
+    monkeypatch.setattr(training, "predict_split", lambda *args, **kwargs: None)
+    monkeypatch.setattr(training, "val_scores", evaluate)
+    monkeypatch.setattr(training, "fit_temperatures", lambda *args: {})
 
 
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, interrupted: int) -> None:
@@ -166,7 +170,7 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, interrupted: int) -> None:
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(train, "train_one_epoch", train_one_epoch)
+    monkeypatch.setattr(training, "train_one_epoch", train_one_epoch)
 
 
 def last_line_of_stderr(capsys: pytest.CaptureFixture[str]) -> str:
@@ -483,12 +487,12 @@ def test_the_result_says_whose_hands_were_scored(
     best = tmp_path / "run" / "checkpoint-000001-best.pth"
     where = {"attributes_file": attributes(split_root), "device": "cpu", "num_workers": 0}
     flags = as_flags({"checkpoint": best, **where})
-    assert evaluation.main(flags) == 0
+    assert test_script.main(flags) == 0
     out = capsys.readouterr().out
     assert f"\n{expected}" in out
     assert "; the same photos chose the epoch\n" in out
     split_csv(split_root, "train").unlink()  # now nobody can count
-    assert evaluation.main(flags) == 0
+    assert test_script.main(flags) == 0
     assert "\nthe same photos chose the epoch\n" in capsys.readouterr().out
 
 
@@ -546,13 +550,13 @@ def test_which_checkpoints_stay_while_it_runs(
 ) -> None:
     """Evaluated at 5, 10, 15, 20, 22; the scores tie at 5 and 10, the best is 15."""
     skip_training(monkeypatch, lambda n: [0.3, 0.3, 0.6, 0.6, 0.1][n - 1])
-    seen, save = [], train.Run.save
+    seen, save = [], training.Run.save
 
-    def watched(self: train.Run, record: Mapping[str, Any], temperature: Any) -> None:
+    def watched(self: training.Run, record: Mapping[str, Any], temperature: Any) -> None:
         save(self, record, temperature)
         seen.append(checkpoints(self.folder))
 
-    monkeypatch.setattr(train.Run, "save", watched)
+    monkeypatch.setattr(training.Run, "save", watched)
     assert run(split_root, tmp_path / "run", N_epochs=22) == 0
     best = {**dict.fromkeys(range(5, 15), {"5-best"}), **dict.fromkeys(range(15, 23), {"15-best"})}
     for epoch in range(1, 23):
@@ -950,7 +954,7 @@ def test_val_scores_of_strangers_by_hand() -> None:
     }
     config = TrainConfig(protocol="subject-disjoint", label_smoothing=0.0)
     predictions = engine.Predictions(labels, embedding, logits)
-    scores = train.val_scores(predictions, np.array(list("aabbcc")), config)
+    scores = training.val_scores(predictions, np.array(list("aabbcc")), config)
     # queries: a finds a; b's second photo finds a; c's finds b or c at a tie, which counts against
     assert scores["rank_1"] == pytest.approx(1 / 3)
     wrong, right = math.log(1 + math.exp(2)), math.log(1 + math.exp(-2))
@@ -958,7 +962,7 @@ def test_val_scores_of_strangers_by_hand() -> None:
     assert scores["loss"] == pytest.approx((wrong + right) / 2 + age, abs=1e-5)
     assert scores["balanced_accuracy_identity"] is None
     assert scores["mean_balanced_accuracy"] == pytest.approx((0.5 + 1) / 2)
-    assert train.selection_score(scores) == pytest.approx((0.5 + 1 + 1 / 3) / 3)
+    assert training.selection_score(scores) == pytest.approx((0.5 + 1 + 1 / 3) / 3)
 
 
 def test_a_photo_or_person_on_two_sides(
@@ -1127,7 +1131,7 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
     hold = f"import pathlib as p, run_folder; lock = run_folder.lock_run(p.Path({str(tmp_path)!r}))"
     with subprocess.Popen(
         [sys.executable, "-c", f"{hold}; print('held', flush=True); input()"],
-        cwd=Path(train.__file__).parent,
+        cwd=Path(training.__file__).parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -1244,7 +1248,7 @@ class Process:
 
     def __init__(self, flags: Sequence[str], log: Path) -> None:
         self.log = log
-        script = Path(train.__file__)
+        script = Path(training.__file__)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(

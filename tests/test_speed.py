@@ -1,4 +1,4 @@
-"""benchmark.py: numbers by hand, a whole run on the tiny tree, and what it refuses."""
+"""Speed: numbers by hand, a whole run on the tiny tree, and what it refuses."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from PIL import Image
 
 import benchmark
 import dataset_11k_split
+import evaluation
 import predict
-import test as evaluation
-from benchmark import Result, alternate, paired_ratios, rows_within, speed_up, summarise
-from train import TrainConfig, read_data
-from utils import UserError, load_checkpoint
+import speed
+import test as test_script
+from checkpoints import load_checkpoint
+from configs import PARTS, PLAIN, VARIANTS, BenchmarkConfig, TrainConfig
+from speed import Result, alternate, paired_ratios, rows_within, speed_up, summarise
+from training import read_data
+from utils import UserError
 
 QUICK = "--backbones test_resnet --image_size 32 --batch_sizes 4 --seconds 0.02 --rounds 2"
 QUICK += " --device cpu --num_workers 0 --amp off --compile off"
-CASE: benchmark.Case = {"backbone": "swin_t", "batch_size": 20}
+CASE: speed.Case = {"backbone": "swin_t", "batch_size": 20}
 SCRIPTS: dict[str, Any] = {
-    "test.py": evaluation,
+    "test.py": test_script,
     "predict.py": predict,
     "dataset_11k_split.py": dataset_11k_split,
 }
@@ -35,7 +39,7 @@ SCRIPTS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def small_matrices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(benchmark, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(speed, "MATRIX_SIDE", {"cpu": 64})
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
 
 
@@ -44,15 +48,15 @@ def attributes(split_root: Path) -> Path:
     return split_root / "sub_dataset" / "dorsal_dr.csv"
 
 
-def config_of(attributes: Path, **values: Any) -> benchmark.BenchmarkConfig:
+def config_of(attributes: Path, **values: Any) -> BenchmarkConfig:
     quick: dict[str, Any] = {"backbones": ("test_resnet",), "image_size": 32, "batch_sizes": (4,)}
     quick |= {"seconds": 0.02, "rounds": 1, "device": "cpu", "num_workers": 0}
     quick |= {"amp": "off", "compile": "off", "attributes_file": attributes}
-    return benchmark.BenchmarkConfig(**{**quick, **values})
+    return BenchmarkConfig(**{**quick, **values})
 
 
 def call_script(script: str, flags: Sequence[str | Path], _: float | None) -> dict[str, float]:
-    """Do in this process what `benchmark.run_script` does in another."""
+    """Do in this process what `speed.run_script` does in another."""
     assert SCRIPTS[script].main([*map(str, flags)]) == 0
     return {"wall_time": 1.0, "peak_memory": 2.0}
 
@@ -112,9 +116,9 @@ def test_rows_within_seconds(seconds: float, rate: float, expected: int) -> None
 
 
 def test_break_even_is_where_what_was_gained_covers_the_compiling() -> None:
-    assert benchmark.break_even_steps(100, before=3.0, after=1.0) == 50
-    assert benchmark.break_even_steps(101, before=3.0, after=1.0) == 51
-    assert benchmark.break_even_steps(100, before=1.0, after=1.0) is None
+    assert speed.break_even_steps(100, before=3.0, after=1.0) == 50
+    assert speed.break_even_steps(101, before=3.0, after=1.0) == 51
+    assert speed.break_even_steps(100, before=1.0, after=1.0) is None
 
 
 def test_a_result_tells_its_unit_and_spread() -> None:
@@ -139,7 +143,7 @@ def test_table() -> None:
         Result("train", CASE, "fast", "share_of_the_smaller", [0.95, 0.9, 0.97]),
         Result("split", {"rows": 100}, "fast", "wall_time", [2.5]),
     ]
-    assert benchmark.table_lines(results) == [
+    assert speed.table_lines(results) == [
         "train: backbone swin_t, batch size 20",
         "                                   plain                 fast         speed-up",
         "  end to end, photos/s  11.0 (10.0-12.0)      110 (100-1,200)  10.0 (10.0-100)",
@@ -155,37 +159,37 @@ def test_table() -> None:
 
 def test_rate_counts_all_photos_over_all_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 4.0, 8.0])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    assert benchmark.measure_rate(lambda: 12, 16, torch.device("cpu")) == 36 / 8
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    assert speed.measure_rate(lambda: 12, 16, torch.device("cpu")) == 36 / 8
 
 
 def test_matrix_product_is_counted_as_two_operations_per_multiply_add(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([0.0, 0.5])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    rate = benchmark.matrix_flops(torch.float32, torch.device("cpu"), 0.1)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    rate = speed.matrix_flops(torch.float32, torch.device("cpu"), 0.1)
     assert rate == pytest.approx(2 * 64**3 / 0.5 / 1e12)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of other processes")
 def test_a_command_is_measured_by_its_own_peak() -> None:
     code = "import time; held = bytearray(200_000_000); del held; time.sleep(0.2)"
-    measured = benchmark.run_command(["-c", code])
+    measured = speed.run_command(["-c", code])
     assert measured["wall_time"] > 0.2
     assert 200 < measured["peak_memory"] < 300  # this process has far more
 
 
 def test_a_failing_command_is_named_with_its_last_line() -> None:
     with pytest.raises(UserError, match=r"ended with 3: what was wrong$"):
-        benchmark.run_command(
+        speed.run_command(
             ["-c", "import sys; print('first\\nwhat was wrong', file=sys.stderr); sys.exit(3)"]
         )
 
 
 @pytest.mark.slow  # half a minute of imports on a busy machine
 def test_a_new_process_starts_its_workers_as_train_does() -> None:
-    assert benchmark.in_new_process(usual_start) == multiprocessing.get_start_method()
+    assert speed.in_new_process(usual_start) == multiprocessing.get_start_method()
 
 
 # ----------------------------------------------------------------------------- whole runs
@@ -200,9 +204,9 @@ def test_end_to_end(attributes: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert stored["commit"]
     assert stored["environment"]["device"] == "cpu"
     assert stored["config"]["backbones"] == ["test_resnet"]
-    assert stored["plain"] == benchmark.PLAIN
+    assert stored["plain"] == PLAIN
     found = {(r["part"], r["variant"], r["measure"]): r for r in stored["results"]}
-    for variant in benchmark.VARIANTS:
+    for variant in VARIANTS:
         train = {m: r["samples"] for (p, v, m), r in found.items() if (p, v) == ("train", variant)}
         assert set(train) == {
             *("data_alone", "model_alone", "end_to_end", "share_of_the_smaller"),
@@ -230,35 +234,33 @@ def test_end_to_end(attributes: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_flops_of_a_step_are_thrice_those_of_a_forward_pass(
     attributes: Path, tmp_path: Path
 ) -> None:
-    config = benchmark.train_config(config_of(attributes), "plain", "test_resnet", 4, tmp_path)
-    variant = benchmark.prepare(config, read_data(config), tmp_path)
+    config = config_of(attributes).training("plain", "test_resnet", 4, tmp_path)
+    variant = speed.prepare(config, read_data(config), tmp_path)
     batch = variant.batch_on_device()
     assert batch.images.shape == (4, 3, 32, 32)
-    with benchmark.FlopCounterMode(display=False) as forward:
+    with speed.FlopCounterMode(display=False) as forward:
         variant.run.model(batch.images)
     once = forward.get_total_flops()
     # the first layer's images need no gradient
-    assert 2.5 * once < benchmark.count_flops(variant, batch) <= 3 * once
+    assert 2.5 * once < speed.count_flops(variant, batch) <= 3 * once
 
 
 def test_a_batch_larger_than_the_data_is_filled_up(attributes: Path, tmp_path: Path) -> None:
-    config = benchmark.train_config(config_of(attributes), "plain", "test_resnet", 50, tmp_path)
-    variant = benchmark.prepare(config, read_data(config), tmp_path)
+    config = config_of(attributes).training("plain", "test_resnet", 50, tmp_path)
+    variant = speed.prepare(config, read_data(config), tmp_path)
     assert variant.batch_on_device().images.shape == (50, 3, 32, 32)
 
 
 def test_first_step(attributes: Path, tmp_path: Path) -> None:
-    config = benchmark.train_config(config_of(attributes), "fast", "test_resnet", 4, tmp_path)
-    measured = benchmark.first_step(config, False, tmp_path, benchmark.time.time() - 100)
+    config = config_of(attributes).training("fast", "test_resnet", 4, tmp_path)
+    measured = speed.first_step(config, False, tmp_path, speed.time.time() - 100)
     assert 100 <= measured["imports"] < measured["first_step"] < 200
     assert measured["peak_above_imports"] >= 0
 
 
 def test_plain_is_the_published_way(attributes: Path, tmp_path: Path) -> None:
     config = config_of(attributes, num_workers=3, cache="ram")
-    plain, fast = (
-        benchmark.train_config(config, v, "swin_t", 20, tmp_path) for v in ("plain", "fast")
-    )
+    plain, fast = (config.training(v, "swin_t", 20, tmp_path) for v in ("plain", "fast"))
     assert (plain.cache, plain.num_workers, plain.fast_decode) == ("none", 0, False)
     assert (plain.amp, plain.compile, plain.augment) == ("off", "off", "photo")
     assert (fast.cache, fast.num_workers, fast.fast_decode) == ("ram", 3, True)
@@ -268,14 +270,14 @@ def test_plain_is_the_published_way(attributes: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", benchmark.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_what_has_no_flag_is_as_published_in_plain_alone(
     name: str, attributes: Path, tmp_path: Path
 ) -> None:
-    config = benchmark.train_config(config_of(attributes), name, "test_resnet", 4, tmp_path)
+    config = config_of(attributes).training(name, "test_resnet", 4, tmp_path)
     torch.use_deterministic_algorithms(True)
     plain = name == "plain"
-    variant = benchmark.prepare(config, read_data(config), tmp_path, plain=plain)
+    variant = speed.prepare(config, read_data(config), tmp_path, plain=plain)
     layout = torch.contiguous_format if plain else torch.channels_last
     kernels = [p for p in variant.run.model.parameters() if p.dim() == 4]
     assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
@@ -301,12 +303,12 @@ def test_scripts_and_split(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(benchmark, "run_script", call_script)
-    monkeypatch.setattr(benchmark, "run_imports", lambda *modules: {"peak_memory": 1.0})
+    monkeypatch.setattr(speed, "run_script", call_script)
+    monkeypatch.setattr(speed, "run_imports", lambda *modules: {"peak_memory": 1.0})
     monkeypatch.setattr(evaluation, "plot_results", lambda *arguments: None)
     config = config_of(attributes, script_photos=(3, 30), split_rows=(200,))
-    data = read_data(benchmark.train_config(config, "fast", "test_resnet", 4, tmp_path))
-    results = list(benchmark.measure_scripts(config, "test_resnet", data, tmp_path))
+    data = read_data(config.training("fast", "test_resnet", 4, tmp_path))
+    results = list(speed.measure_scripts(config, "test_resnet", data, tmp_path))
     assert len(results) == 2 * 2 * 2 * 2  # sizes, scripts, variants, measures
     said = capsys.readouterr().out
     assert said.count("3 photos of ") == 2
@@ -315,7 +317,7 @@ def test_scripts_and_split(
     states = [load_checkpoint(path) for path in sorted(tmp_path.glob("run-*/*.pth"))]
     assert {state["resolved"]["decode_size"] for state in states} == {0, 74}
     assert all(state["optimizer"]["state"] for state in states)  # its size is a real one's
-    split = list(benchmark.measure_split(config, tmp_path / "made_up"))
+    split = list(speed.measure_split(config, tmp_path / "made_up"))
     assert [(r.case, r.measure) for r in split] == [
         ({"rows": 200}, "wall_time"),
         ({"rows": 200}, "peak_memory"),
@@ -332,18 +334,18 @@ def test_help_and_imports_of_every_script(monkeypatch: pytest.MonkeyPatch) -> No
         told.append(arguments[0].name)
         return {"wall_time": 0.5} if arguments[1] == "--help" else {}
 
-    monkeypatch.setattr(benchmark, "run_command", take_seconds)
-    results = list(benchmark.measure_help(2))
+    monkeypatch.setattr(speed, "run_command", take_seconds)
+    results = list(speed.measure_help(2))
     scripts = sorted({str(r.case["script"]) for r in results})
     assert {"train.py", "test.py", "predict.py", "benchmark.py"} <= set(scripts)
     assert told == [script for script in scripts for _ in range(2)]
-    assert not {"utils.py", "engine.py"} & set(scripts)
+    assert not {"utils.py", "engine.py", "speed.py"} & set(scripts)
     found = {r.measure: r.samples for r in results}
     assert found == {"help": [0.5, 0.5], "imports_above_torch_and_timm": [1.0, 1.0]}
 
 
 def test_made_up_hand_info_is_as_large_as_asked_and_splits(tmp_path: Path) -> None:
-    benchmark.write_hand_info(600, tmp_path / "made_up")
+    speed.write_hand_info(600, tmp_path / "made_up")
     table = pd.read_csv(tmp_path / "made_up" / "HandInfo.csv", dtype=str)
     assert len(table) == 600
     assert table["id"].nunique() == 11
@@ -407,8 +409,8 @@ def test_every_part_in_its_own_processes(attributes: Path, tmp_path: Path) -> No
     output = tmp_path / "speed.json"
     flags = [*QUICK.split(), "--attributes_file", str(attributes), "--output", str(output)]
     flags += ["--rounds", "1", "--script_photos", "5", "--split_rows", "500"]
-    assert benchmark.main([*flags, "--parts", *benchmark.PARTS]) == 0
+    assert benchmark.main([*flags, "--parts", *PARTS]) == 0
     stored = json.loads(output.read_text())
-    assert {r["part"] for r in stored["results"]} == set(benchmark.PARTS)
+    assert {r["part"] for r in stored["results"]} == set(PARTS)
     measures = {r["measure"] for r in stored["results"]}
     assert {"first_step_with_empty_cache", "compile_again", "peak_above_imports"} <= measures

@@ -1,4 +1,4 @@
-"""predict.py: answers for any photo; what cannot be read is named, the rest answered."""
+"""Prediction: answers for any photo; what cannot be read is named, the rest answered."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 import predict
-import test as evaluation
-from dataset_11k import TASKS
-from utils import load_checkpoint
+import prediction
+import test as test_script
+from checkpoints import load_checkpoint
+from rows import TASKS
 
 
 def run(checkpoint: Path, *arguments: str | Path) -> int:
@@ -28,7 +29,7 @@ def test_answers_equal_those_of_the_evaluation(
     tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
-    evaluation.main(
+    test_script.main(
         ["--checkpoint", str(tiny_checkpoint), "--attributes_file", str(attributes)]
         + ["--num_workers", "0", "--device", "cpu"]
     )
@@ -131,9 +132,9 @@ def test_annotated_pictures_show_photo_and_answer(
     pictures = sorted(output.iterdir())
     assert [p.name for p in pictures] == [f"0001_{photo.stem}.png", f"0002_{photo.stem}.png"]
     with Image.open(pictures[0]) as picture:
-        assert picture.size[0] == predict.ANNOTATED_WIDTH
+        assert picture.size[0] == prediction.ANNOTATED_WIDTH
         pixels = np.asarray(picture.convert("L"))
-    photo_height = round(48 * predict.ANNOTATED_WIDTH / 64)
+    photo_height = round(48 * prediction.ANNOTATED_WIDTH / 64)
     assert (pixels[photo_height:] < 100).any()  # letters below the photo
     assert photo.read_bytes() == before
 
