@@ -93,8 +93,14 @@ def join_ranks(device: torch.device) -> Ranks:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    check_restarts()
+    wait = timedelta(minutes=JOIN_MINUTES)
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=JOIN_MINUTES))
+        store, rank, count = next(dist.rendezvous("env://", timeout=wait))
+        # torchrun keeps its store over restarts, and in it the addresses of those that are gone
+        start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = dist.PrefixStore(start, store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
@@ -102,6 +108,21 @@ def join_ranks(device: torch.device) -> Ranks:
             " them with torchrun, with --max-restarts to try again"
         ) from error
     return Ranks(dist.get_rank(), count, device)
+
+
+def check_restarts() -> None:
+    """Refuse restarts on several machines where torchrun would keep its store over them.
+
+    The machines then do not agree on the number of the start, so it cannot tell old addresses from
+    new ones.
+    """
+    several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UserError(
+            "--max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the"
+            " environment of every torchrun, so that the processes meet anew after a restart"
+        )
 
 
 def has_lost_a_rank(error: RuntimeError) -> bool:

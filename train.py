@@ -22,19 +22,22 @@ from run_folder import read_run
 from utils import one_line_errors
 
 
-def was_restarted() -> bool:
-    """Return whether torchrun starts this process again after a failure (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def may_be_restarted() -> bool:
+    """Return whether torchrun starts this process again after a failure (`--max-restarts`).
+
+    Its count of restarts does not tell: of several machines only the one that failed counts.
+    """
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def read_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] | None]:
     """Return the configuration, and of a run that goes on what describes it.
 
-    A process that torchrun starts again goes on with the folder its first start was given.
+    A process that torchrun starts again goes on in the folder that its first start was given.
     """
     parser = config_parser(TrainConfig, __doc__)
     given = vars(parser.parse_args(argv))
-    if was_restarted() and (given.get("run_dir", Path()) / "config.json").is_file():
+    if may_be_restarted() and (given.get("run_dir", Path()) / "config.json").is_file():
         given["resume"] = given.pop("run_dir")
     if "resume" not in given:
         return build_config(parser, TrainConfig, given), None

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import pytest
 import torch
 
 import train
-from ranks import Ranks, has_lost_a_rank, join_ranks
+from ranks import Ranks, check_restarts, has_lost_a_rank, join_ranks
+from utils import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -64,7 +67,7 @@ def assert_same_curve(one: Path, other: Path) -> None:
 
 
 def test_one_process_alone_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"):
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_MAX_RESTARTS"):
         monkeypatch.delenv(name, raising=False)
     ranks = join_ranks(CPU)
     assert ranks == Ranks(0, 1, CPU)
@@ -73,7 +76,7 @@ def test_one_process_alone_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None
     assert ranks.gather("x") == ["x"]
     model = torch.nn.Linear(2, 2)
     assert ranks.together(model) is model
-    assert not train.was_restarted()
+    assert not train.may_be_restarted()
 
 
 def test_two_processes_learn_what_one_learns(split_root: Path, tmp_path: Path) -> None:
@@ -111,7 +114,6 @@ def test_another_number_of_processes_goes_on(
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other(split_root: Path, tmp_path: Path) -> None:
-    """What torchrun starts again after that may fail to meet (gloo), so it is not tested."""
     with subprocess.Popen(
         command(split_root, tmp_path / "killed", 2, "--N_epochs", "40"),
         stdout=subprocess.DEVNULL,
@@ -129,13 +131,67 @@ def test_a_killed_process_ends_the_other(split_root: Path, tmp_path: Path) -> No
 def test_a_process_that_is_started_again_goes_on(
     split_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun gives it the same flags, and says that it is not the first time."""
+    """torchrun gives it the same flags, and says that it may not be the first time."""
     assert run(command(split_root, tmp_path / "run", 1, "--N_epochs", "2")).returncode == 0
     longer = command(split_root, tmp_path / "run", 1, "--N_epochs", "3")
     assert "is in use" in run(longer).stderr
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     assert run(longer).returncode == 0
     assert [line["epoch"] for line in curve(tmp_path / "run")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_machines", [1, 2])
+def test_torchrun_starts_again_what_was_killed(
+    n_machines: int, split_root: Path, tmp_path: Path
+) -> None:
+    """Two processes of one torchrun, or one of each of two, as on two machines."""
+    folder, alone = tmp_path / "killed", tmp_path / "alone"
+    whole = command(split_root, folder, 2, "--N_epochs", "30")
+    place = whole.index("--standalone")
+    launch = ["--max-restarts=2", "--standalone", "--nproc_per_node=2"]
+    environ = environment()
+    if n_machines == 2:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            meet = f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"
+        launch = [
+            "--max-restarts=2",
+            "--nnodes=2",
+            "--nproc_per_node=1",
+            "--rdzv_backend=c10d",
+            meet,
+        ]
+        environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    whole[place : place + 2] = launch
+    with ExitStack() as stack:
+        agents = [
+            stack.enter_context(
+                subprocess.Popen(whole, stderr=subprocess.PIPE, env=environ, text=True)
+            )
+            for _ in range(n_machines)
+        ]
+        kill_one_child(agents[0].pid, folder)
+        errors = [agent.communicate(timeout=280)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0] * n_machines, errors
+    log = (folder / "train.log").read_text(encoding="utf-8")
+    assert log.count("a checkpoint takes about") == 2  # started twice
+    assert run(command(split_root, alone, 1, "--N_epochs", "30")).returncode == 0
+    assert_same_curve(alone, folder)
+
+
+def test_restarts_on_several_machines_ask_for_a_store_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    check_restarts()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        check_restarts()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    check_restarts()
 
 
 def kill_one_child(parent: int, run_dir: Path) -> None:
