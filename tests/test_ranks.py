@@ -6,11 +6,9 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -141,39 +139,16 @@ def test_a_process_that_is_started_again_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_machines", [1, 2])
-def test_torchrun_starts_again_what_was_killed(
-    n_machines: int, split_root: Path, tmp_path: Path
-) -> None:
-    """Two processes of one torchrun, or one of each of two, as on two machines."""
+def test_torchrun_starts_again_what_was_killed(split_root: Path, tmp_path: Path) -> None:
     folder, alone = tmp_path / "killed", tmp_path / "alone"
     whole = command(split_root, folder, 2, "--N_epochs", "30")
-    place = whole.index("--standalone")
-    launch = ["--max-restarts=2", "--standalone", "--nproc_per_node=2"]
-    environ = environment()
-    if n_machines == 2:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            meet = f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"
-        launch = [
-            "--max-restarts=2",
-            "--nnodes=2",
-            "--nproc_per_node=1",
-            "--rdzv_backend=c10d",
-            meet,
-        ]
-        environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    whole[place : place + 2] = launch
-    with ExitStack() as stack:
-        agents = [
-            stack.enter_context(
-                subprocess.Popen(whole, stderr=subprocess.PIPE, env=environ, text=True)
-            )
-            for _ in range(n_machines)
-        ]
-        kill_one_child(agents[0].pid, folder)
-        errors = [agent.communicate(timeout=280)[1] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0] * n_machines, errors
+    whole.insert(whole.index("--standalone"), "--max-restarts=2")
+    with subprocess.Popen(
+        whole, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), text=True
+    ) as process:
+        kill_one_child(process.pid, folder)
+        said = process.communicate(timeout=280)[1]
+    assert process.returncode == 0, said
     log = (folder / "train.log").read_text(encoding="utf-8")
     assert log.count("a checkpoint takes about") == 2  # started twice
     assert run(command(split_root, alone, 1, "--N_epochs", "30")).returncode == 0
