@@ -225,11 +225,13 @@ def best_control(line: Headline) -> str:
 def better(line: Headline) -> bool | None:
     """Return whether the whole interval is better than the best control.
 
-    Of the difference to that control, where people were paired; else of the number itself. None:
-    there is no control, or no interval.
+    Of the difference to that control, where people were paired; else of the number itself. Under
+    `FEW_PEOPLE` people show nothing. None: there is no control, or no interval.
     """
     if not line.controls or line.low != line.low:
         return None
+    if line.n_people < FEW_PEOPLE:
+        return False
     best = best_control(line)
     low, high = line.above.get(best, (line.low, line.high))
     control = 0.0 if best in line.above else line.controls[best]

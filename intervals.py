@@ -207,7 +207,10 @@ def bootstrap(
 
 
 class Difference(NamedTuple):
-    """First minus second, with its interval; `more_than_chance`: the interval leaves out 0."""
+    """First minus second, with its interval.
+
+    more_than_chance: the interval leaves out 0, and stands on at least `FEW_PEOPLE` people.
+    """
 
     value: float
     low: float
@@ -236,7 +239,8 @@ def paired_difference(
     weights = draw_people(len(people), n_draws, seed)
     draws = first.of_weights(weights) - second.of_weights(weights)
     low, high = _percentiles(draws, len(people), confidence)
-    return Difference(first.value - second.value, low, high, len(people), low > 0 or high < 0)
+    apart = len(people) >= FEW_PEOPLE and (low > 0 or high < 0)
+    return Difference(first.value - second.value, low, high, len(people), apart)
 
 
 class Gap(NamedTuple):

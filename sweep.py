@@ -245,6 +245,15 @@ def plan_added(folder: Path, root: Path) -> Run:
     return run
 
 
+def plan_kept(config: CompareConfig) -> list[Run]:
+    """Return the runs that the table has already, where `--add` alone puts others beside them."""
+    if config.backbones or not (config.output / "results.csv").is_file():
+        return []
+    added = {folder.resolve() for folder in config.add}
+    folders = [result.folder.parent for result in read_results(config.output)]
+    return [plan_added(path, config.input) for path in folders if path.resolve() not in added]
+
+
 def check_together(runs: Sequence[Run]) -> None:
     """Refuse runs that are the same cell, or whose average would mix recipes."""
     cells: dict[Cell, Run] = {}
@@ -647,6 +656,7 @@ def run_sweep(
     """
     setup_logging(quiet=True)  # the runs say themselves what they read
     runs = plan_cells(config, given, train_parser)
+    runs += plan_kept(config)
     runs += [plan_added(folder, config.input) for folder in config.add]
     check_together(runs)
     board = Board(config, runs, flags, given)

@@ -38,7 +38,8 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[...
         except RuntimeError as error:
             import torch  # only here: scripts and --help that need no PyTorch do not wait for it
 
-            if not isinstance(error, torch.OutOfMemoryError):
+            of_a_cpu = "can't allocate memory" in str(error)  # has no type of its own
+            if not (isinstance(error, torch.OutOfMemoryError) or of_a_cpu):
                 raise
             print("error: the device is out of memory; lower --batch_size", file=sys.stderr)
             return 1

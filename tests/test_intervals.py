@@ -213,6 +213,15 @@ def test_what_is_more_than_chance(second: np.ndarray, expected: bool) -> None:
     assert found.more_than_chance is expected
 
 
+@pytest.mark.parametrize(("n_people", "expected"), [(9, False), (10, True)])
+def test_few_people_are_no_more_than_chance(n_people: int, expected: bool) -> None:
+    people = np.array([f"p{i:02d}" for i in range(n_people)])
+    ones, noughts = (people_mean(np.full(n_people, v), people) for v in (1.0, 0.0))
+    found = paired_difference(ones, noughts, seed=0)
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+    assert found.more_than_chance is expected
+
+
 def test_one_person_shows_no_difference() -> None:
     first, second = (people_mean(np.array([v]), np.array(["a"])) for v in (0.0, 1.0))
     found = paired_difference(first, second, seed=0)

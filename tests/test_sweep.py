@@ -420,6 +420,9 @@ def test_a_run_made_elsewhere_is_added(
     assert compare.main(alone) == 0
     assert children.scripts() == []
     assert len(pd.read_csv(tmp_path / "alone" / "results.csv")) == 1
+    assert compare.main(["--input", str(root), "--output", str(output), *add]) == 0
+    assert children.scripts() == []
+    assert len(pd.read_csv(output / "results.csv")) == 3  # beside what was there
 
     assert compare.main([*flags, "--seeds", "7"]) == 1
     assert f"--add {elsewhere} is dorsal_dr-paper-{BOTH[0]}-seed_7, as" in last_error(capsys)

@@ -60,6 +60,13 @@ def test_a_main_without_errors_keeps_its_exit_code() -> None:
             "error: the device is out of memory; lower --batch_size\n",
         ),
         (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            ),
+            1,
+            "error: the device is out of memory; lower --batch_size\n",
+        ),
+        (
             UserError(
                 "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most"
                 " recent call last):\n  File x, line 1\nutils.UserError: row 3: bad photo\n"
