@@ -50,7 +50,10 @@ def read_flags(
             instead = INSTEAD.get(name, f"--{name}s")
             parser.error(f"--{name} is set for every run; give {instead}")
     if given and not config.backbones:
-        parser.error(f"--{next(iter(given))} is for train.py, and nothing is to be trained")
+        parser.error(
+            f"--{next(iter(given))} is for train.py, and nothing is to be trained: leave it out, or"
+            " give --backbones"
+        )
     for backbone, seed in itertools.product(config.backbones, config.seeds):
         own = {"backbone_weights": config.weights.get(backbone), "seed": seed}
         build_config(train_parser, TrainConfig, {**given, **own})  # refuses what train.py does

@@ -432,7 +432,7 @@ def plot_results(
 
 def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
     """Return a line per headline number: value, interval, people, controls."""
-    controls = ("majority_class", "identity_lookup", "nearest_embedding")
+    controls = ("majority_class", "identity_lookup", "nearest_embedding", "chance")
     titles = "".join(f"{name(control):>19}" for control in controls)
     lines = [f"{'':30}   value  95 % interval     people{titles}"]
 
@@ -455,7 +455,12 @@ def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
         for kind in ("all_pairs", f"beyond_{BURST}_frames"):
             part = pairs.get(kind) or {"intervals": {}}
             for key in part["intervals"]:
-                add(f"{kind.replace('_', ' ')}, {key.replace('_', '-')}", key, part, {})
+                add(
+                    f"{kind.replace('_', ' ')}, {key.replace('_', '-')}",
+                    key,
+                    part,
+                    pairs.get("controls", {}),
+                )
     return lines
 
 

@@ -173,10 +173,9 @@ def table(
     )
 
 
-def details(summary: str, content: Html, *, opened: bool = False) -> Html:
+def details(summary: str, content: Html) -> Html:
     """Return content that a reader opens; nothing without content."""
-    start = "<details open>" if opened else "<details>"
-    shown = f"{start}\n<summary>{escape(summary)}</summary>\n{content}\n</details>"
+    shown = f"<details>\n<summary>{escape(summary)}</summary>\n{content}\n</details>"
     return Html(shown) if content else NOTHING
 
 

@@ -97,9 +97,9 @@ def join_ranks(device: torch.device) -> Ranks:
     wait = timedelta(minutes=JOIN_MINUTES)
     try:
         store, rank, count = next(dist.rendezvous("env://", timeout=wait))
-        # torchrun keeps its store over restarts, and in it the addresses of those that are gone
-        start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        store = dist.PrefixStore(start, store)
+        if keeps_store():  # and in it, over restarts, the addresses of those that are gone
+            start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+            store = dist.PrefixStore(start, store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -110,6 +110,11 @@ def join_ranks(device: torch.device) -> Ranks:
     return Ranks(dist.get_rank(), count, device)
 
 
+def keeps_store() -> bool:
+    """Return whether the processes meet in torchrun's own store, which outlives them."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def check_restarts() -> None:
     """Refuse restarts on several machines where torchrun would keep its store over them.
 
@@ -118,7 +123,7 @@ def check_restarts() -> None:
     """
     several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    if several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if several and restarts and keeps_store():
         raise UserError(
             "--max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the"
             " environment of every torchrun, so that the processes meet anew after a restart"

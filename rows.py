@@ -100,7 +100,6 @@ PROTOCOLS = {
         "and age scores are worth on strangers, and how well strangers can be matched.",
     ),
 }
-SPLITS = PROTOCOLS["paper"].splits
 LEAK_FRAMES = (1, 2, 5)  # numbers apart: neighbours in number are near-duplicates
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 from charts import (
     age_chart,
@@ -466,7 +466,7 @@ def small_photo(path: Path) -> tuple[bytes, tuple[int, int]]:
     try:
         with Image.open(path) as photo:
             photo.draft("RGB", (2 * PHOTO_SIDE, 2 * PHOTO_SIDE))
-            small = photo.convert("RGB")
+            small = ImageOps.exif_transpose(photo).convert("RGB")
         small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(

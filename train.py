@@ -30,6 +30,11 @@ def may_be_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
+def is_begun(run_dir: Path) -> bool:
+    """Return whether a run has been started in the folder."""
+    return (run_dir / "config.json").is_file()
+
+
 def read_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] | None]:
     """Return the configuration, and of a run that goes on what describes it.
 
@@ -37,7 +42,8 @@ def read_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] 
     """
     parser = config_parser(TrainConfig, __doc__)
     given = vars(parser.parse_args(argv))
-    if may_be_restarted() and (given.get("run_dir", Path()) / "config.json").is_file():
+    run_dir = given.get("run_dir")
+    if may_be_restarted() and "resume" not in given and run_dir and is_begun(run_dir):
         given["resume"] = given.pop("run_dir")
     if "resume" not in given:
         return build_config(parser, TrainConfig, given), None

@@ -666,7 +666,7 @@ def print_result(run: Run, config: TrainConfig, rows: Mapping[str, pd.DataFrame]
     print(f"best epoch {run.best_epoch}: balanced accuracy on val {', '.join(named_scores(best))}")
     known = say_who_is_known(rows["val"], rows["train"], "val")
     reported = "test" if "test" in PROTOCOLS[config.protocol].splits else "val"
-    chose = "the same photos" if reported == "val" else "they, not the test photos,"
+    chose = "the same photos" if reported == "val" else "the val photos, not the test photos,"
     print(f"protocol {config.protocol}: {known}; {chose} chose this epoch")
     print(
         f"evaluate it: python test.py --attributes_file {config.attributes_file}"
@@ -728,7 +728,8 @@ def run_training(config: TrainConfig, stored: Mapping[str, Any] | None) -> int:
         message = "another process of this run has ended; its own message says why"
         raise UserError(message) from error
     if ranks.is_first:
-        print(f"the curves: {write_training_report(run.folder)}")
         print_result(run, config, data.rows)
     ranks.leave()
+    if ranks.is_first:
+        print(f"the curves: {write_training_report(run.folder)}")
     return 0
