@@ -901,7 +901,7 @@ def test_a_protocol_of_known_people(
     root = make_hands_root(n_frames=20)
     drawn = draw(root, protocol) / "fold_0"
     assert run(root, tmp_path / "run", N_epochs=1, protocol=protocol) == 0
-    assert "they, not the test photos, chose this epoch" in capsys.readouterr().out
+    assert "the val photos, not the test photos, chose this epoch" in capsys.readouterr().out
     (record,) = records(tmp_path / "run")
     assert record["val_rank_1"] is None
     assert record["val_balanced_accuracy_identity"] is not None
