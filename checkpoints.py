@@ -40,12 +40,16 @@ def describe_absence(path: Path) -> str:
     return f"{reason}; train.py writes them to checkpoints/<run>/"
 
 
-def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, needs: Sequence[str] = (), *, mapped: bool = True
+) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, its tensors on the CPU.
 
     Args:
         path: the file.
         needs: keys that must be in it, besides the weights.
+        mapped: read tensors when they are used, from the file, which stays open as long as they
+            live; else at once.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint of this project.
@@ -54,7 +58,7 @@ def load_checkpoint(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} {describe_absence(path)}")
     hint = "give a checkpoint-NNNNNN.pth that train.py wrote"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises a dozen types for foreign and truncated files
         raise UserError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); {hint}"

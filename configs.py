@@ -183,7 +183,7 @@ class EvalConfig:
     test_attributes_file: Path | None = flag(
         None, "CSV of another aspect: gender and age there, on people who were not trained on"
     )
-    batch_size: int = flag(64, "photos at once; changes no score in float32")
+    batch_size: int = flag(32, "photos at once; changes no score in float32")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to evaluate: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import random
+import sys
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
 from utils import UserError
+
+# Parameters of glibc's mallopt (malloc.h, mallopt(3)).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def resolve_device(name: str) -> torch.device:
@@ -40,6 +45,21 @@ def prepare_determinism(device: torch.device, deterministic: bool) -> None:
         # not written; the filling would only make such a bug show the same number each time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let tensors of the CPU reuse freed memory, instead of getting fresh pages of the system.
+
+    glibc hands blocks over 32 MB back when they are freed; every page of the next one is then
+    cleared, and costs a fault. Without that, Swin-T trained 1.12 to 1.25 and was evaluated 1.2
+    times as fast, ResNet50 1.02 to 1.03 and 1.12 to 1.14 times (2 cores of an AMD EPYC, batch 20,
+    224 pixels, bf16, two pairs each); peaks of memory changed by -1 to 6 %. Without glibc nothing
+    is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if device.type == "cpu" and mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)  # every block comes from the heap,
+        mallopt(M_TRIM_THRESHOLD, -1)  # which never shrinks
 
 
 def seed_everything(*numbers: int) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from compute import Shape, autocast, resolve_amp
 from dataset_11k import Augmentation, Item
-from devices import prepare_determinism, resolve_device
+from devices import keep_freed_memory, prepare_determinism, resolve_device
 from model import IGAENet, ModelError, embedding_width
 from ranks import Ranks
 from rows import TASKS, LabelSpace
@@ -116,6 +116,7 @@ def load_predictor(
     """
     where = resolve_device(device)
     prepare_determinism(where, deterministic=False)
+    keep_freed_memory(where)
     space = LabelSpace.from_json(state["label_space"])
     config, resolved = state["config"], state["resolved"]
     size = config["image_size"]

@@ -558,6 +558,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
     predictor = load_predictor(
         state, device=config.device, amp=config.amp, batch_size=config.batch_size
     )
+    del state["model"]  # the predictor has its own
     space, rows, photos = predictor.label_space, scope.rows, scope.files.photos
     predictions = predict(config, predictor, rows, photos)
     table = prediction_table(rows, predictions, space, predictor.temperature)

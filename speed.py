@@ -19,8 +19,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from compute import AMP_DTYPES, Shape, compile_backbone, has_fast_bf16
 from configs import PLAIN, VARIANTS, BenchmarkConfig, TrainConfig
 from dataset_11k import Augmentation, HandsDataset, Item, resize_size
-from devices import describe_environment, prepare_determinism, resolve_device
+from devices import (
+    describe_environment,
+    keep_freed_memory,
+    prepare_determinism,
+    resolve_device,
+)
 from engine import Preprocessing, Recipe, check_backbone, predict_split, train_one_epoch
 from figures import save_figure
 from flags import config_to_json
@@ -97,6 +103,7 @@ MEGABYTE = 1e6
 Case = Mapping[str, str | int]  # what was measured, such as the backbone and the batch size
 Samples = dict[str, dict[str, list[float]]]  # variant -> measure -> a value per round
 Value = TypeVar("Value")
+Call = Callable[..., Any]  # (function, *its arguments) -> what it returns
 
 
 # ----------------------------------------------------------------------------- numbers
@@ -334,18 +341,29 @@ def use_start_method(name: str) -> None:
     multiprocessing.set_start_method(name, force=True)
 
 
-def in_new_process(function: Callable[..., Value], *arguments: Any) -> Value:
-    """Return `function(*arguments)` of a process that has done nothing before.
+@contextmanager
+def own_process() -> Iterator[Call]:
+    """Yield what calls a function in a process that has done nothing else, the same every time.
 
     Its loaders start their workers in the way that is usual here, not in the way it was started.
     """
     usual = (multiprocessing.get_start_method(),)
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, use_start_method, usual) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except BrokenProcessPool as error:
-            raise UserError("a measured process was killed; is the memory used up?") from error
+
+        def call(function: Callable[..., Any], *arguments: Any) -> Any:
+            try:
+                return pool.submit(function, *arguments).result()
+            except BrokenProcessPool as error:
+                raise UserError("a measured process was killed; is the memory used up?") from error
+
+        yield call
+
+
+def in_new_process(function: Callable[..., Value], *arguments: Any) -> Value:
+    """Return `function(*arguments)` of a process that has done nothing before."""
+    with own_process() as call:
+        return cast(Value, call(function, *arguments))
 
 
 def set_compiler_cache(folder: Path) -> None:
@@ -406,7 +424,8 @@ def any_algorithms(allowed: bool) -> Iterator[None]:
 class Variant:
     """A model and its loaders, as train.py has them before the first epoch; `plain`: as published.
 
-    What has no flag in train.py is undone here: layout, fused optimiser, deterministic algorithms.
+    What has no flag in train.py is undone here: layout, fused optimiser, deterministic algorithms,
+    and in `prepare` how memory is freed.
     """
 
     config: TrainConfig
@@ -519,6 +538,8 @@ def prepare(config: TrainConfig, data: Data, folder: Path, *, plain: bool = Fals
     The learning rate is a hundredth, as in the first epoch, so that random weights stay finite.
     """
     ranks = Ranks(0, 1, resolve_device(config.device))
+    if not plain:
+        keep_freed_memory(ranks.device)
     run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
     run, resolved = prepare_run(replace(config, run_dir=run_dir), data, ranks, None)
     setup_logging()  # lets go of the run's train.log
@@ -527,55 +548,48 @@ def prepare(config: TrainConfig, data: Data, folder: Path, *, plain: bool = Fals
     return Variant(config, resolved, run, loaders, ranks, plain)
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """How much of each work takes about the seconds of one measurement."""
+class Trial:
+    """A variant, and how much of each work takes about the seconds of a measurement.
 
-    load_rows: int
-    steps: int
-    train_rows: int
-
-
-def find_amounts(variant: Variant, batch: OnDevice, seconds: float) -> Amounts:
-    """Return the amounts of a variant by a short trial, which also warms it up."""
-    size, n_rows, device = variant.config.batch_size, variant.n_rows("train"), variant.ranks.device
-    variant.load(min(n_rows, 2 * size))  # starts the loader's workers
-    data = measure_rate(lambda: variant.load(min(n_rows, 4 * size)), 0, device)
-    variant.train_in_place(batch, 1)
-    model = measure_rate(lambda: variant.train_in_place(batch, 2), 0, device)
-    return Amounts(
-        load_rows=rows_within(seconds, data, n_rows=n_rows, batch_size=size),
-        steps=max(2, int(seconds * model / size)),
-        train_rows=rows_within(seconds, min(data, model), n_rows=n_rows, batch_size=size),
-    )
-
-
-def count_flops(variant: Variant, batch: OnDevice) -> int:
-    """Return the floating-point operations of a training step; a multiply-add counts as two.
-
-    Attention is counted in its plain form: PyTorch does not count the CPU's fused one.
+    Args:
+        variant: it is warmed up.
+        seconds: of a measurement.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        variant.train_in_place(batch, 1)
-    return counter.get_total_flops()
 
+    def __init__(self, variant: Variant, seconds: float) -> None:
+        self.variant, self.seconds = variant, seconds
+        self.device, self.batch_size = variant.ranks.device, variant.config.batch_size
+        self.dtype = AMP_DTYPES[variant.resolved.amp]
 
-def measure_training(variants: Mapping[str, Variant], rounds: int, seconds: float) -> Samples:
-    """Return the samples of the part `train`."""
-    batches = {name: variant.batch_on_device() for name, variant in variants.items()}
-    flops = count_flops(variants["plain"], batches["plain"]) / len(batches["plain"].images)
-    amounts = {n: find_amounts(variant, batches[n], seconds) for n, variant in variants.items()}
+    def amount(self, rate: float, split: str) -> int:
+        """Return how many rows of the split take the seconds at `rate` photos/s."""
+        n_rows = self.variant.n_rows(split)
+        return rows_within(self.seconds, rate, n_rows=n_rows, batch_size=self.batch_size)
 
-    def measure(name: str) -> dict[str, float]:
-        variant, batch, amount = variants[name], batches[name], amounts[name]
-        device, dtype = variant.ranks.device, AMP_DTYPES[variant.resolved.amp]
-        data = measure_rate(lambda: variant.load(amount.load_rows), seconds, device)
-        model = measure_rate(lambda: variant.train_in_place(batch, amount.steps), seconds, device)
-        with watch_utilisation(device) as utilisation:
-            whole = measure_rate(lambda: variant.train_rows(amount.train_rows), seconds, device)
-        matrix = matrix_flops(dtype, device, min(seconds, MATRIX_SECONDS))
+    def prepare_training(self) -> None:
+        """Find the amounts of training by a short trial, which also starts the workers."""
+        variant, n_rows = self.variant, self.variant.n_rows("train")
+        self.batch = variant.batch_on_device()
+        variant.load(min(n_rows, 2 * self.batch_size))
+        data = measure_rate(lambda: variant.load(min(n_rows, 4 * self.batch_size)), 0, self.device)
+        variant.train_in_place(self.batch, 1)
+        model = measure_rate(lambda: variant.train_in_place(self.batch, 2), 0, self.device)
+        self.n_loaded = self.amount(data, "train")
+        self.n_trained = self.amount(min(data, model), "train")
+        self.n_steps = max(2, int(self.seconds * model / self.batch_size))
+
+    def measure_training(self, flops: float) -> dict[str, float]:
+        """Return a sample of the part `train`; `flops`: of a training step, per photo."""
+        variant, rate = (
+            self.variant,
+            partial(measure_rate, seconds=self.seconds, device=self.device),
+        )
+        data = rate(lambda: variant.load(self.n_loaded))
+        model = rate(lambda: variant.train_in_place(self.batch, self.n_steps))
+        with watch_utilisation(self.device) as utilisation:
+            whole = rate(lambda: variant.train_rows(self.n_trained))
+        matrix = matrix_flops(self.dtype, self.device, min(self.seconds, MATRIX_SECONDS))
         achieved = model * flops / 1e12
-        logger.info("%s: data %.1f, model %.1f, end to end %.1f photos/s", name, data, model, whole)
         measured = {
             "data_alone": data,
             "model_alone": model,
@@ -589,26 +603,88 @@ def measure_training(variants: Mapping[str, Variant], rounds: int, seconds: floa
             measured["gpu_utilisation"] = statistics.fmean(utilisation)
         return measured
 
-    return alternate(rounds, tuple(variants), measure)
+    def prepare_evaluation(self) -> None:
+        """Find the amount of evaluation, likewise."""
+        few = min(self.variant.n_rows("val"), 2 * self.batch_size)
+        self.variant.evaluate(few)
+        rate = measure_rate(lambda: self.variant.evaluate(few), 0, self.device)
+        self.n_evaluated = self.amount(rate, "val")
+
+    def measure_evaluation(self) -> dict[str, float]:
+        """Return a sample of the part `evaluate`."""
+        work = partial(self.variant.evaluate, self.n_evaluated)
+        return {"evaluation": measure_rate(work, self.seconds, self.device)}
 
 
-def measure_evaluation(variants: Mapping[str, Variant], rounds: int, seconds: float) -> Samples:
-    """Return the samples of the part `evaluate`."""
-    amounts = {}
-    for name, variant in variants.items():
-        size, n_rows = variant.config.batch_size, variant.n_rows("val")
-        few = min(n_rows, 2 * size)
-        variant.evaluate(few)  # starts the loader's workers
-        rate = measure_rate(lambda v=variant, n=few: v.evaluate(n), 0, variant.ranks.device)  # type: ignore[misc]
-        amounts[name] = rows_within(seconds, rate, n_rows=n_rows, batch_size=size)
+def count_flops(variant: Variant, batch: OnDevice) -> int:
+    """Return the floating-point operations of a training step; a multiply-add counts as two.
+
+    Attention is counted in its plain form: PyTorch does not count the CPU's fused one.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        variant.train_in_place(batch, 1)
+    return counter.get_total_flops()
+
+
+# The trial of this process; a variant has its own, so that it finds no memory the other one freed.
+trials: list[Trial] = []
+
+
+def begin_trial(
+    config: TrainConfig, data: Data, folder: Path, plain: bool, seconds: float
+) -> Resolved:
+    """Make this process that of a variant; return what `auto` came to.
+
+    Args:
+        config: of the variant.
+        data: to train on and evaluate.
+        folder: for its run.
+        plain: as published.
+        seconds: of a measurement.
+    """
+    setup_logging()
+    prepare_determinism(resolve_device(config.device), deterministic=False)
+    trials.append(Trial(prepare(config, data, folder, plain=plain), seconds))
+    return trials[0].variant.resolved
+
+
+def in_trial(method: str, *arguments: Any) -> Any:
+    """Return what a method of this process's trial returns."""
+    return getattr(trials[0], method)(*arguments)
+
+
+def flops_per_photo() -> float:
+    """Return the floating-point operations of this process's variant per photo trained on."""
+    batch = trials[0].variant.batch_on_device()
+    return count_flops(trials[0].variant, batch) / len(batch.images)
+
+
+def measure_training(calls: Mapping[str, Call], rounds: int) -> Samples:
+    """Return the samples of the part `train`; `calls`: of each variant's process."""
+    flops = calls["plain"](flops_per_photo)
+    for call in calls.values():
+        call(in_trial, "prepare_training")
 
     def measure(name: str) -> dict[str, float]:
-        variant = variants[name]
-        rate = measure_rate(lambda: variant.evaluate(amounts[name]), seconds, variant.ranks.device)
-        logger.info("%s: evaluation %.1f photos/s", name, rate)
-        return {"evaluation": rate}
+        found: dict[str, float] = calls[name](in_trial, "measure_training", flops)
+        rates = (found["data_alone"], found["model_alone"], found["end_to_end"])
+        logger.info("%s: data %.1f, model %.1f, end to end %.1f photos/s", name, *rates)
+        return found
 
-    return alternate(rounds, tuple(variants), measure)
+    return alternate(rounds, tuple(calls), measure)
+
+
+def measure_evaluation(calls: Mapping[str, Call], rounds: int) -> Samples:
+    """Return the samples of the part `evaluate`; `calls`: of each variant's process."""
+    for call in calls.values():
+        call(in_trial, "prepare_evaluation")
+
+    def measure(name: str) -> dict[str, float]:
+        found: dict[str, float] = calls[name](in_trial, "measure_evaluation")
+        logger.info("%s: evaluation %.1f photos/s", name, found["evaluation"])
+        return found
+
+    return alternate(rounds, tuple(calls), measure)
 
 
 def first_step(config: TrainConfig, plain: bool, folder: Path, began: float) -> dict[str, float]:
@@ -906,15 +982,17 @@ def measure_setting(
     if "compile" in config.parts:
         samples = measure_compiling(configs["fast"], rounds, seconds, folder)
         yield from results_of("compile", case, samples)
-    if {"train", "evaluate"} & set(config.parts):
-        torch.compiler.reset()  # of the setting before
-        variants = {n: prepare(c, data, folder, plain=n == "plain") for n, c in configs.items()}
-        chosen = variants["fast"].resolved
+    if not {"train", "evaluate"} & set(config.parts):
+        return
+    with own_process() as plain, own_process() as fast:
+        calls = {"plain": plain, "fast": fast}
+        for name, call in calls.items():
+            chosen = call(begin_trial, configs[name], data, folder, name == "plain", seconds)
         case = {**case, "amp": chosen.amp, "compiled": "yes" if chosen.compile else "no"}
         if "train" in config.parts:
-            yield from results_of("train", case, measure_training(variants, rounds, seconds))
+            yield from results_of("train", case, measure_training(calls, rounds))
         if "evaluate" in config.parts:
-            yield from results_of("evaluate", case, measure_evaluation(variants, rounds, seconds))
+            yield from results_of("evaluate", case, measure_evaluation(calls, rounds))
 
 
 def measure_all(config: BenchmarkConfig, folder: Path) -> Iterator[Result]:

@@ -23,7 +23,13 @@ from checkpoints import CHECKPOINT_KEYS, load_checkpoint, save_checkpoint
 from compute import Shape, check_amp, compile_backbone, resolve_compute, unfuse_attention
 from configs import TrainConfig
 from dataset_11k import Augmentation, HandsDataset, build_loader, resize_size
-from devices import describe_environment, prepare_determinism, resolve_device, seed_everything
+from devices import (
+    describe_environment,
+    keep_freed_memory,
+    prepare_determinism,
+    resolve_device,
+    seed_everything,
+)
 from engine import (
     Predictions,
     Preprocessing,
@@ -440,7 +446,7 @@ class Run:
         """
         path = last_checkpoint(self.folder)
         if path:
-            state = load_checkpoint(path, CHECKPOINT_KEYS)
+            state = load_checkpoint(path, CHECKPOINT_KEYS, mapped=False)  # the optimiser keeps them
             if any(state[key] != self.facts[key] for key in ("label_space", "fingerprints")):
                 raise UserError(f"{path} is of another run than {self.folder}; take it away")
             self.evaluated.load_state_dict(state["model"])
@@ -706,6 +712,7 @@ def run_training(config: TrainConfig, stored: Mapping[str, Any] | None) -> int:
     ranks = join_ranks(resolve_device(config.device))
     setup_logging(quiet=not ranks.is_first)
     prepare_determinism(ranks.device, config.deterministic)
+    keep_freed_memory(ranks.device)
     if config.resume and is_finished(config.resume, config.N_epochs):
         print(f"{config.resume} is finished: {config.N_epochs} epochs; a larger --N_epochs goes on")
         return 0

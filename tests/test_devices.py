@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +15,7 @@ import pytest
 import torch
 
 from devices import describe_environment, prepare_determinism, resolve_device, seed_everything
-from utils import (
-    UserError,
-)
+from utils import UserError
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,20 @@ def test_describe_environment_can_go_into_a_checkpoint() -> None:
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
     assert json.loads(json.dumps(found)) == found
     assert {type(value) for value in found.values()} <= {str, int}
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"),
+    reason="glibc alone has mallopt",
+)
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_kept_where_asked(kept: bool) -> None:
+    code = "import torch; from devices import keep_freed_memory\n"
+    code += "keep_freed_memory(torch.device('cpu'))\n" if kept else ""
+    code += "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096 / 1e6\n"
+    code += "before = resident(); held = torch.ones(50_000_000); del held\n"
+    code += "print(resident() - before)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert (float(ended.stdout) > 150) == kept  # it was 200 MB
