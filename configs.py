@@ -15,12 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from backbones import BACKBONES, safe_name
-from flags import AMP_MODES, AUGMENT_MODES, CACHE_MODES, COMPILE_MODES, DEVICES, REQUIRED, flag
+from flags import (
+    AMP_MODES,
+    AT_ONCE,
+    AUGMENT_MODES,
+    CACHE_MODES,
+    COMPILE_MODES,
+    DEVICES,
+    REQUIRED,
+    flag,
+)
 from rows import PROTOCOLS
 from utils import UserError, usable_cpus
 
 # ----------------------------------------------------------------------------- training
 
+FITTING = f"default: {AT_ONCE['cpu']} on a CPU, else {AT_ONCE['other']}"
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 # What a run may go on with otherwise than it began. The data's place is among it, as its rows are
 # known by their fingerprints.
@@ -183,7 +193,7 @@ class EvalConfig:
     test_attributes_file: Path | None = flag(
         None, "CSV of another aspect: gender and age there, on people who were not trained on"
     )
-    batch_size: int = flag(32, "photos at once; changes no score in float32")
+    batch_size: int | None = flag(None, f"photos at once; changes no score in float32 ({FITTING})")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to evaluate: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(
@@ -193,7 +203,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        if self.batch_size < 1 or self.num_workers < 0:
+        if (self.batch_size is not None and self.batch_size < 1) or self.num_workers < 0:
             raise ValueError("--batch_size must be above 0, --num_workers not negative")
 
 
@@ -211,7 +221,7 @@ class PredictConfig:
     output: Path | None = flag(
         None, "folder for the photos with their answers written below", metavar="DIR"
     )
-    batch_size: int = flag(32, "photos at once; changes no answer in float32")
+    batch_size: int | None = flag(None, f"photos at once; changes no answer in float32 ({FITTING})")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to predict: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(
@@ -220,7 +230,11 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        if self.top_k < 1 or self.batch_size < 1 or self.num_workers < 0:
+        if (
+            self.top_k < 1
+            or (self.batch_size is not None and self.batch_size < 1)
+            or self.num_workers < 0
+        ):
             raise ValueError("--top_k and --batch_size must be above 0, --num_workers not negative")
 
 

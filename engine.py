@@ -18,6 +18,7 @@ from tqdm import tqdm
 from compute import Shape, autocast, resolve_amp
 from dataset_11k import Augmentation, Item
 from devices import keep_freed_memory, prepare_determinism, resolve_device
+from flags import AT_ONCE
 from model import IGAENet, ModelError, embedding_width
 from ranks import Ranks
 from rows import TASKS, LabelSpace
@@ -100,11 +101,12 @@ class Predictor:
     decode_size: int
     device: torch.device
     amp: str
+    batch_size: int
     temperature: dict[str, float]  # task -> what its logits are divided by before softmax
 
 
 def load_predictor(
-    state: Mapping[str, Any], *, device: str, amp: str | None, batch_size: int
+    state: Mapping[str, Any], *, device: str, amp: str | None, batch_size: int | None
 ) -> Predictor:
     """Return what a checkpoint describes, rebuilt from it alone.
 
@@ -112,9 +114,10 @@ def load_predictor(
         state: as `checkpoints.load_checkpoint` returns it.
         device: value of the flag `--device`.
         amp: value of the flag `--amp`; None: the precision of the training.
-        batch_size: photos at once, for the probe of `--amp auto`.
+        batch_size: value of the flag `--batch_size`; None: as many as `flags.AT_ONCE` says.
     """
     where = resolve_device(device)
+    n_at_once = batch_size or AT_ONCE.get(where.type, AT_ONCE["other"])
     prepare_determinism(where, deterministic=False)
     keep_freed_memory(where)
     space = LabelSpace.from_json(state["label_space"])
@@ -134,7 +137,8 @@ def load_predictor(
         image_size=size,
         decode_size=resolved["decode_size"],
         device=where,
-        amp=resolve_amp(amp or resolved["amp"], model, where, Shape(batch_size, size)),
+        batch_size=n_at_once,
+        amp=resolve_amp(amp or resolved["amp"], model, where, Shape(n_at_once, size)),
         temperature={task: state.get("temperature", {}).get(task, 1.0) for task in TASKS},
     )
 

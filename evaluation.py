@@ -386,7 +386,7 @@ def predict(
         decode_size=predictor.decode_size,
     )
     loader = build_loader(
-        dataset, batch_size=config.batch_size, num_workers=config.num_workers, shuffle=False
+        dataset, batch_size=predictor.batch_size, num_workers=config.num_workers, shuffle=False
     )
     return predict_split(
         predictor.model,

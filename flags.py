@@ -17,6 +17,7 @@ COMPILE_MODES = ("auto", "on", "off")
 CACHE_MODES = ("auto", "ram", "disk", "none")
 AUGMENT_MODES = ("auto", "photo", "batch")
 DEVICES = ("auto", "cuda", "mps", "cpu")
+AT_ONCE = {"cpu": 16, "other": 128}  # photos, where nothing is trained; more fill the memory
 
 REQUIRED: Any = dataclasses.MISSING  # the default of a flag that must be given
 

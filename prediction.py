@@ -182,7 +182,7 @@ def answer_photos(config: PredictConfig) -> int:
     report_failures(failures)
     loader = DataLoader(
         PhotoFiles(photos, predictor),
-        batch_size=config.batch_size,
+        batch_size=predictor.batch_size,
         num_workers=min(config.num_workers, len(photos)),
         collate_fn=collate,
     )
