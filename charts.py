@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
 
 from figures import (
     PAGE_CLASSES,
@@ -19,6 +18,7 @@ from figures import (
     IntervalRow,
     as_png,
     as_svg,
+    count_confusions,
     draw_ages,
     draw_confusion,
     draw_det,
@@ -50,6 +50,7 @@ from matching import (
 from measures import left_out
 from metrics import cmc, expected_age, reliability, softmax
 from page import NOTHING, Html, figure, image, paragraph, table
+from rows import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,7 +133,7 @@ def confusion_chart(answers: pd.DataFrame, task: str, names: Sequence[str]) -> H
     shown = [name for name in names if name in seen]
     if not len(true) or not shown:
         return NOTHING
-    counts = confusion_matrix(true, predicted, labels=shown)
+    counts = count_confusions(true, predicted, shown)
     right = int(np.trace(counts))
     few = len(shown) <= PAGE_CLASSES
     reading = (
@@ -483,30 +484,44 @@ def training_charts(records: Sequence[Mapping[str, Any]], best: int | None) -> l
         lines = draw_lines(curves, labels=("epoch", axis), percent=percent, upright=upright)
         return chart(title, lines, f"{title} over epochs; last: {', '.join(ends)}.", reading)
 
+    no_identity = (
+        " Val shows strangers, who have no identity loss: compare how the two move, not how high"
+        " they are."
+    )
+    of_strangers = any(record.get("val_rank_1") is not None for record in records)
     charts = [
         drawn(
             "Loss",
             "loss",
-            {"train": "train_loss", "val": "val_loss"},
+            {"train": "train_loss", "val, gender and age" if of_strangers else "val": "val_loss"},
             "The weighted sum of the tasks' losses. Val rising while train falls: it learns by"
-            " heart. Train photos are changed at random and val photos are not.",
+            " heart. Train photos are changed at random and val photos are not."
+            + (no_identity if of_strangers else ""),
         ),
         drawn(
             "Loss on train, by task",
             "loss",
-            {task: f"train_loss_{task}" for task in ("identity", "gender", "age")},
+            {task: f"train_loss_{task}" for task in TASKS},
             "Before weights. With label smoothing a loss does not fall to 0.",
         ),
     ]
-    for task in ("identity", "gender", "age"):
+    for task in TASKS:
         keys = {
             "train, accuracy": f"train_accuracy_{task}",
             "val, balanced accuracy": f"val_balanced_accuracy_{task}",
         }
-        if task == "identity":
-            keys["val, rank-1 of strangers"] = "val_rank_1"
         reading = "Train far above val: it knows its photos, not the task."
+        if of_strangers and task == "identity":
+            reading = "Only the people trained on: val shows others."
         charts.append(drawn(f"{name(task).capitalize()}", "score", keys, reading))
+    charts.append(
+        drawn(
+            "Strangers matched on val",
+            "score",
+            {"rank-1": "val_rank_1"},
+            "The share of photos whose most similar gallery photo shows the same person.",
+        )
+    )
     charts.append(
         drawn("Learning rate", "learning rate", {"learning rate": "lr"}, "As the schedule set it.")
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ CHECKPOINT_KEYS = (
     *("config", "resolved", "label_space", "aspect", "fingerprints"),
     *("epoch", "best", "metrics", "optimizer", "scaler"),
 )
+TENSORS = ("model", "trained", "optimizer")  # keys of what takes the room of a checkpoint
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -41,31 +42,41 @@ def describe_absence(path: Path) -> str:
 
 
 def load_checkpoint(
-    path: Path, needs: Sequence[str] = (), *, mapped: bool = True
+    path: Path,
+    needs: Sequence[str] = (),
+    *,
+    mapped: bool = False,
+    what_next: str = "give a checkpoint-NNNNNN.pth that train.py wrote",
 ) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, its tensors on the CPU.
 
     Args:
         path: the file.
         needs: keys that must be in it, besides the weights.
-        mapped: read tensors when they are used, from the file, which stays open as long as they
-            live; else at once.
+        mapped: leave the tensors in the file, which must not be rewritten in place while one of
+            them lives (to replace it is safe); else read them at once.
+        what_next: the end of the message if the file cannot be read.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint of this project.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} {describe_absence(path)}")
-    hint = "give a checkpoint-NNNNNN.pth that train.py wrote"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise  # the system's reason, not the file's
     except Exception as error:  # torch raises a dozen types for foreign and truncated files
+        if "can't allocate memory" in str(error):
+            raise
+        if mapped:  # not every file system maps files
+            return load_checkpoint(path, needs, what_next=what_next)
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}); {hint}"
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); {what_next}"
         ) from error
     if not isinstance(state, dict) or any(key not in state for key in ("model", "format", *needs)):
         raise UserError(
-            f"{path} holds no IGAE-Net checkpoint (weights alone are not enough); {hint}"
+            f"{path} holds no IGAE-Net checkpoint (weights alone are not enough); {what_next}"
         )
     if state["format"] != CHECKPOINT_FORMAT:
         raise UserError(
@@ -73,3 +84,17 @@ def load_checkpoint(
             f" {CHECKPOINT_FORMAT}; use the version that wrote it"
         )
     return state
+
+
+def without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's state but for weights and moments, which may go then."""
+    return {key: value for key, value in state.items() if key not in TENSORS}
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, reading none of its tensors.
+
+    Raises:
+        UserError: as `load_checkpoint`, for a checkpoint of train.py.
+    """
+    return without_tensors(load_checkpoint(path, CHECKPOINT_KEYS, mapped=True))

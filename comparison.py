@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 
 from backbones import safe_name
+from figures import save_figure
+from findings import CONTROLS, KINDS, headlines
 from intervals import (
     CONFIDENCE,
     Difference,
@@ -28,7 +30,7 @@ from intervals import (
     people_average,
     people_mean,
 )
-from matching import BURST, cosine_similarity, gallery_ranks
+from matching import cosine_similarity, gallery_ranks
 from measures import BOOTSTRAP_SEED, headline, task_answers
 from rows import PROTOCOLS, TASKS, SplitFiles
 from utils import UserError, atomic_write
@@ -44,7 +46,6 @@ COMPARED: tuple[Measure, ...] = (
     ("age", "balanced_accuracy"),
     ("age", "mae_years"),
 )
-CONTROLS = ("majority_class", "identity_lookup", "nearest_embedding", "chance")
 Value = TypeVar("Value")
 
 
@@ -150,12 +151,6 @@ def read_evaluation(cell: Cell, folder: Path) -> Result | None:
     return Result(cell, folder, metrics) if complete else None
 
 
-def drawn_folds(files: SplitFiles) -> list[int]:
-    """Return the folds that were drawn of an aspect and protocol."""
-    names = [path.name[5:] for path in (files.drawn / files.aspect).glob("fold_*")]
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
 # ----------------------------------------------------------------------------- numbers
 
 
@@ -168,25 +163,14 @@ def headline_numbers(tasks: Mapping[str, Any]) -> dict[str, float]:
     Args:
         tasks: of metrics.json.
     """
-    numbers: dict[str, float | None] = {}
-
-    def add(task: str, block: Mapping[str, Any], controls: Mapping[str, Any], kind: str) -> None:
-        for name, ends in block.get("intervals", {}).items():
-            column = f"{task}_{name}{kind}"
-            numbers[column] = block[name]
-            numbers.update({f"{column}_{end}": ends[end] for end in ("low", "high")})
-            numbers.update({f"{column}_{c}": said.get(name) for c, said in controls.items()})
-
-    for task, block in tasks.items():
-        if block is None:
-            continue
-        add(task, block, block.get("controls") or {}, "")
-        pairs = block.get("matching") or block.get("verification") or {}
-        chance = pairs.get("controls") or {}
-        add(task, pairs.get("all_pairs") or {}, chance, "")
-        near = f"_beyond_{BURST}_frames"
-        add(task, pairs.get(near[1:]) or {}, chance, near)
-    return {column: number for column, number in numbers.items() if number is not None}
+    numbers: dict[str, float] = {}
+    for line in headlines(tasks):
+        kind = f"_{line.part}" if line.part == KINDS[1] else ""
+        task = line.part if line.part in TASKS else "identity"
+        column = f"{task}_{line.measure}{kind}"
+        numbers |= {column: line.value, f"{column}_low": line.low, f"{column}_high": line.high}
+        numbers |= {f"{column}_{control}": value for control, value in line.controls.items()}
+    return {column: number for column, number in numbers.items() if not math.isnan(number)}
 
 
 def results_table(results: Sequence[Result], output: Path) -> pd.DataFrame:
@@ -371,7 +355,7 @@ def find_row(name: str, results: Sequence[Result]) -> tuple[Result, ...]:
     found = tuple(result for result in results if name in result.cell.names)
     if not found:
         there = sorted({result.cell.named(fold=False, seed=False) for result in results})
-        raise UserError(f"--difference {name}: no such row; there are {', '.join(there)}")
+        raise UserError(f"--difference {name}: no such row; there are {', '.join(there) or 'none'}")
     return found
 
 
@@ -567,12 +551,14 @@ def plot_comparison(summaries: Sequence[Summary], path: Path) -> None:
                     continue
                 color, marker = looks[summary.row.protocol]
                 found = summary.numbers[key]
-                panel.plot([found.low, found.high], [place, place], color=color, linewidth=1.8)
+                style: dict[str, Any] = {"color": color, "clip_on": False}  # whole at the edge too
+                panel.plot([found.low, found.high], [place, place], linewidth=1.8, **style)
                 face = "white" if key[1] == "rank_1" else color
-                panel.plot(found.value, place, marker, color=color, markerfacecolor=face)
+                panel.plot(found.value, place, marker, markerfacecolor=face, **style)
                 for name, value in summary.controls[key].items():
                     seen.add(name)
-                    panel.plot(value, place, CONTROL_LOOKS[name][1], color="#444444", markersize=9)
+                    look = {**style, "color": "#444444", "markersize": 9}
+                    panel.plot(value, place, CONTROL_LOOKS[name][1], **look)
         panel.set_title({"age": "age group"}.get(task, task), loc="left", fontweight="bold")
         panel.set(xlim=(-0.02, 1.02), ylim=(n_rows - 0.5, -0.5), xlabel="balanced accuracy")
         panel.grid(axis="x", color="#DDDDDD", linewidth=0.8)
@@ -599,8 +585,7 @@ def plot_comparison(summaries: Sequence[Summary], path: Path) -> None:
         for marker, text in sorted(by_marker.items())
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
 
 
 def row_label(summary: Summary) -> str:
@@ -631,8 +616,8 @@ def write_results(
     rows = rows_of(results)
     summaries = []
     for row, those in rows.items():
-        drawn = drawn_folds(SplitFiles(root, row.aspect, row.protocol))
-        n_folds = len(drawn) or PROTOCOLS[row.protocol].folds
+        files = SplitFiles(root, row.aspect, row.protocol)
+        n_folds = len(files.folds) or PROTOCOLS[row.protocol].folds
         summaries.append(summarise(row, those, n_folds))
     differences = differences_table(rows)
     write_table(results_table(results, output), output / "results.csv")

@@ -17,7 +17,7 @@ from typing import Any
 from backbones import BACKBONES, safe_name
 from flags import (
     AMP_MODES,
-    AT_ONCE,
+    AT_ONCE_HELP,
     AUGMENT_MODES,
     CACHE_MODES,
     COMPILE_MODES,
@@ -30,7 +30,6 @@ from utils import UserError, usable_cpus
 
 # ----------------------------------------------------------------------------- training
 
-FITTING = f"default: {AT_ONCE['cpu']} on a CPU, else {AT_ONCE['other']}"
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 # What a run may go on with otherwise than it began. The data's place is among it, as its rows are
 # known by their fingerprints.
@@ -193,7 +192,9 @@ class EvalConfig:
     test_attributes_file: Path | None = flag(
         None, "CSV of another aspect: gender and age there, on people who were not trained on"
     )
-    batch_size: int | None = flag(None, f"photos at once; changes no score in float32 ({FITTING})")
+    batch_size: int | None = flag(
+        None, f"photos at once; changes no score in float32 ({AT_ONCE_HELP})"
+    )
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to evaluate: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(
@@ -221,7 +222,9 @@ class PredictConfig:
     output: Path | None = flag(
         None, "folder for the photos with their answers written below", metavar="DIR"
     )
-    batch_size: int | None = flag(None, f"photos at once; changes no answer in float32 ({FITTING})")
+    batch_size: int | None = flag(
+        None, f"photos at once; changes no answer in float32 ({AT_ONCE_HELP})"
+    )
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to predict: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(

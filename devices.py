@@ -48,13 +48,13 @@ def prepare_determinism(device: torch.device, deterministic: bool) -> None:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let tensors of the CPU reuse freed memory, instead of getting fresh pages of the system.
+    """Let tensors of the CPU reuse freed memory, in this process from now on.
 
-    glibc hands blocks over 32 MB back when they are freed; every page of the next one is then
-    cleared, and costs a fault. Without that, Swin-T trained 1.12 to 1.25 and was evaluated 1.2
-    times as fast, ResNet50 1.02 to 1.03 and 1.12 to 1.14 times (2 cores of an AMD EPYC, batch 20,
-    224 pixels, bf16, two pairs each); peaks of memory changed by -1 to 6 %. Without glibc nothing
-    is done.
+    glibc else hands blocks over 32 MB back to the system when they are freed, and every page of the
+    next one is cleared and costs a fault. With the memory kept, Swin-T trained 1.12 to 1.25 and was
+    evaluated 1.2 times as fast, ResNet50 1.02 to 1.03 and 1.12 to 1.14 times (2 cores of an AMD
+    EPYC, batch 20, 224 pixels, bf16, two pairs each); peaks of memory changed by -1 to 6 %. Without
+    glibc nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if device.type == "cpu" and mallopt is not None:

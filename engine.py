@@ -18,7 +18,7 @@ from tqdm import tqdm
 from compute import Shape, autocast, resolve_amp
 from dataset_11k import Augmentation, Item
 from devices import keep_freed_memory, prepare_determinism, resolve_device
-from flags import AT_ONCE
+from flags import AT_ONCE_CPU, AT_ONCE_ELSE
 from model import IGAENet, ModelError, embedding_width
 from ranks import Ranks
 from rows import TASKS, LabelSpace
@@ -114,10 +114,10 @@ def load_predictor(
         state: as `checkpoints.load_checkpoint` returns it.
         device: value of the flag `--device`.
         amp: value of the flag `--amp`; None: the precision of the training.
-        batch_size: value of the flag `--batch_size`; None: as many as `flags.AT_ONCE` says.
+        batch_size: value of the flag `--batch_size`; None: as the device fits.
     """
     where = resolve_device(device)
-    n_at_once = batch_size or AT_ONCE.get(where.type, AT_ONCE["other"])
+    n_at_once = batch_size or (AT_ONCE_CPU if where.type == "cpu" else AT_ONCE_ELSE)
     prepare_determinism(where, deterministic=False)
     keep_freed_memory(where)
     space = LabelSpace.from_json(state["label_space"])

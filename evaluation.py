@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import classification_report
 
-from checkpoints import CHECKPOINT_KEYS, load_checkpoint
+from checkpoints import CHECKPOINT_KEYS, load_checkpoint, without_tensors
 from configs import EvalConfig
 from dataset_11k import HandsDataset, build_loader, open_photo
 from devices import describe_environment
 from engine import Predictions, Predictor, load_predictor, predict_split
 from figures import choose_rows, plot_confusion, plot_sample_grid
-from findings import name, what_the_control_means
-from intervals import CONFIDENCE, N_DRAWS
-from matching import BURST
+from findings import CONTROLS, headlines, name, what_the_control_means
+from intervals import CONFIDENCE, FEW_PEOPLE, N_DRAWS
 from measures import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
 from metrics import softmax
 from ranks import Ranks
@@ -432,40 +431,26 @@ def plot_results(
 
 def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
     """Return a line per headline number: value, interval, people, controls."""
-    controls = ("majority_class", "identity_lookup", "nearest_embedding", "chance")
-    titles = "".join(f"{name(control):>19}" for control in controls)
-    lines = [f"{'':30}   value  95 % interval     people{titles}"]
 
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4f}"
+    def cell(value: float | None) -> str:
+        return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
-    def add(title: str, key: str, block: Mapping[str, Any], by: Mapping[str, Any]) -> None:
-        sure = block["intervals"][key]
-        ends = f"{number(sure['low'])}-{number(sure['high'])}"
-        said = "".join(f"{number(by.get(c, {}).get(key)):>19}" for c in controls)
-        lines.append(f"{title:30}{number(block[key]):>8}  {ends:16}{sure['n_people']:8}{said}")
-
-    for task, block in tasks.items():
-        if block is None:
-            continue
-        for key in block["intervals"]:
-            if block["n_images"]:
-                add(f"{task} {key.replace('_', ' ')}", key, block, block["controls"])
-        pairs = block.get("matching") or block.get("verification") or {}
-        for kind in ("all_pairs", f"beyond_{BURST}_frames"):
-            part = pairs.get(kind) or {"intervals": {}}
-            for key in part["intervals"]:
-                add(
-                    f"{kind.replace('_', ' ')}, {key.replace('_', '-')}",
-                    key,
-                    part,
-                    pairs.get("controls", {}),
-                )
+    titles = "".join(f"{name(control):>19}" for control in CONTROLS)
+    lines = [f"{'':42}   value  95 % interval     people{titles}"]
+    for line in headlines(tasks):
+        people = f"{'few: ' if line.n_people < FEW_PEOPLE else ''}{line.n_people}"
+        ends = f"{cell(line.low)}-{cell(line.high)}"
+        lines.append(
+            f"{line.name:42}{cell(line.value):>8}  {ends:16}{people:>8}"
+            + "".join(f"{cell(line.controls.get(control)):>19}" for control in CONTROLS)
+        )
     return lines
 
 
 def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope, seen: str) -> None:
     """Print a report per task, what is sure, controls, what was `seen` before."""
+    from sklearn.metrics import classification_report
+
     print(
         f"{metrics['n_images']} photos of {metrics['n_people']} people, {metrics['aspect']}"
         f" {metrics['split']}, protocol {metrics['protocol']}, epoch {metrics['epoch']}"
@@ -550,7 +535,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
         command: that repeats it, for metrics.json.
     """
     setup_logging()
-    state = load_checkpoint(config.checkpoint, CHECKPOINT_KEYS)
+    state = load_checkpoint(config.checkpoint, CHECKPOINT_KEYS, mapped=True)
     scope = read_scope(config, state)
     facts = describe(scope, state, config.checkpoint)
     warn_of_a_changed_split(facts, scope)
@@ -558,7 +543,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
     predictor = load_predictor(
         state, device=config.device, amp=config.amp, batch_size=config.batch_size
     )
-    del state["model"]  # the predictor has its own
+    state = without_tensors(state)  # the predictor has its own
     space, rows, photos = predictor.label_space, scope.rows, scope.files.photos
     predictions = predict(config, predictor, rows, photos)
     table = prediction_table(rows, predictions, space, predictor.temperature)

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.stats import norm
-from sklearn.metrics import confusion_matrix
 
 from metrics import Reliability
 from utils import atomic_write
@@ -40,6 +38,20 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
 # ----------------------------------------------------------------------------- confusion
 
 
+def count_confusions(true: pd.Series, predicted: pd.Series, names: Sequence[str]) -> np.ndarray:
+    """Return (n_names, n_names) counts of photos: rows true, columns predicted classes.
+
+    scikit-learn's confusion_matrix warns of a single name, even where no other is asked for.
+
+    Args:
+        true: (N,) class names; the index does not count.
+        predicted: (N,) class names, likewise.
+        names: in the order of the counts.
+    """
+    counts = pd.crosstab(np.asarray(true), np.asarray(predicted))
+    return counts.reindex(index=list(names), columns=list(names), fill_value=0).to_numpy()
+
+
 def plot_confusion(
     true: pd.Series, predicted: pd.Series, names: Sequence[str], *, task: str, path: Path
 ) -> None:
@@ -59,7 +71,7 @@ def plot_confusion(
 
     seen = set(true) | set(predicted)
     shown = [name for name in names if name in seen]
-    counts = confusion_matrix(true, predicted, labels=shown)
+    counts = count_confusions(true, predicted, shown)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(shown) <= FEW_CLASSES
     side = 2.6 + 0.75 * len(shown) if few else max(8.0, 2.5 + 0.105 * len(shown))
@@ -474,6 +486,8 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], task: str) -> Figur
 
 def draw_det(curves: Sequence[Curve]) -> Figure:
     """Draw false non-match against false match rates, both axes probit; x is FMR, y FNMR."""
+    from scipy.stats import norm  # takes half a second to load
+
     figure, axes = page_figure(WIDTH)
     low, high = norm.ppf(DET_LIMITS)
     axes.plot([low, high], [low, high], color="#777777", linewidth=1, label="equal errors")

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from intervals import FEW_PEOPLE
+from matching import BURST
+from rows import TASKS
 
-TASKS = ("identity", "gender", "age")
-KINDS = ("all_pairs", "beyond_2_frames")
+CONTROLS = ("majority_class", "identity_lookup", "nearest_embedding", "chance")
+KINDS = ("all_pairs", f"beyond_{BURST}_frames")
 NONE = "–"
 LOWER_IS_BETTER = ("mae_years", "eer")
 NAMES = {
@@ -27,11 +29,11 @@ NAMES = {
     "nearest_embedding": "nearest embedding",
     "chance": "chance",
     "all_pairs": "all pairs",
-    "beyond_2_frames": "pairs beyond 2 frames",
+    KINDS[1]: f"pairs beyond {BURST} frames",
     "skin_color": "skin colour",
     "age": "age group",
 }
-ASPECTS = {
+HANDS = {
     "dorsal_dr": "back of the right hand",
     "dorsal_dl": "back of the left hand",
     "palmar_pr": "palm of the right hand",
@@ -325,7 +327,7 @@ def what_was_measured(metrics: Mapping[str, Any]) -> str:
     people = f" of {metrics['n_people']} people" if metrics.get("n_people") else ""
     fold = metrics.get("fold")
     return (
-        f"{metrics['n_images']} photos{people}: {ASPECTS.get(aspect, 'aspect')} ({aspect}), split"
+        f"{metrics['n_images']} photos{people}: {HANDS.get(aspect, 'aspect')} ({aspect}), split"
         f" {metrics['split']} of protocol {protocol}"
         f"{'' if fold is None else f', fold {fold}'}, answered by {metrics['backbone']}."
     )

@@ -17,7 +17,9 @@ COMPILE_MODES = ("auto", "on", "off")
 CACHE_MODES = ("auto", "ram", "disk", "none")
 AUGMENT_MODES = ("auto", "photo", "batch")
 DEVICES = ("auto", "cuda", "mps", "cpu")
-AT_ONCE = {"cpu": 16, "other": 128}  # photos, where nothing is trained; more fill the memory
+# Photos at once where nothing is trained: on a CPU more are hardly faster, and fill the memory.
+AT_ONCE_CPU, AT_ONCE_ELSE = 16, 128
+AT_ONCE_HELP = f"default: {AT_ONCE_CPU} on a CPU, else {AT_ONCE_ELSE}"
 
 REQUIRED: Any = dataclasses.MISSING  # the default of a flag that must be given
 

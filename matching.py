@@ -4,6 +4,8 @@ Scores are cosine similarities, higher for the same person. Terms are those of I
 query's mates are the gallery's photos of its person; a comparison of two photos of one person is
 genuine, of two people an impostor's. Ties count against the system. Pure functions of arrays; NaN
 says that there was nothing to compare.
+
+scikit-learn takes a second to load: it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from intervals import PeopleMeasure
 from metrics import ratio
@@ -335,6 +335,8 @@ def fit_calibration(
     Source: Morrison 2013, Tutorial on logistic-regression calibration and fusion, Australian
     Journal of Forensic Sciences 45(2), 173-197.
     """
+    from sklearn.linear_model import LogisticRegression
+
     spread = scores.std() if len(scores) else 0.0
     if not spread or genuine.all() or not genuine.any():
         return None
@@ -398,6 +400,8 @@ def cllr_min(scores: np.ndarray, genuine: np.ndarray) -> float:
 
     Source: Brümmer and du Preez 2006, as `cllr`.
     """
+    from sklearn.isotonic import IsotonicRegression
+
     if genuine.all() or not genuine.any():
         return np.nan
     _, order = np.unique(scores, return_inverse=True)  # scikit-learn merges close scores else

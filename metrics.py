@@ -2,6 +2,8 @@
 
 Rates are fractions in [0, 1]. NaN says that there was nothing to measure: no row, or one class
 where two are compared. matching.py measures embeddings, intervals.py says how sure a number is.
+
+scikit-learn and SciPy's optimiser take a second to load: they are imported where they are used.
 """
 
 from __future__ import annotations
@@ -9,14 +11,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from sklearn.metrics import (
-    accuracy_score,
-    cohen_kappa_score,
-    f1_score,
-    recall_score,
-    roc_auc_score,
-)
 
 PUBLISHED_BATCH = 20  # rows; the published scores are means over batches of this size
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599, section 5
@@ -46,6 +40,8 @@ def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
         true: (N,) class indices.
         predicted: (N,) class indices.
     """
+    from sklearn.metrics import recall_score
+
     present = np.unique(true)
     if not len(present):
         return np.nan
@@ -75,6 +71,8 @@ def label_measures(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         true: (N,) class indices.
         predicted: (N,) class indices.
     """
+    from sklearn.metrics import accuracy_score, f1_score
+
     some = len(true) > 0
     f1 = f1_score(true, predicted, average="macro", zero_division=0) if some else np.nan
     return {
@@ -118,6 +116,8 @@ def roc_auc(true: np.ndarray, scores: np.ndarray) -> float:
         true: (N,) 0 or 1.
         scores: (N,) higher for class 1.
     """
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(true, scores)) if len(np.unique(true)) == 2 else np.nan
 
 
@@ -190,6 +190,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
 
     Source: Guo et al. 2017, arXiv 1706.04599, section 4.2.
     """
+    from scipy.optimize import minimize_scalar
+
     if not len(true):
         return np.nan
 
@@ -247,6 +249,8 @@ def age_measures(
 
     Source: Cohen 1968, weighted kappa, by scikit-learn.
     """
+    from sklearn.metrics import cohen_kappa_score
+
     if not len(true):
         return dict.fromkeys(("within_one_group", "mae_years", "quadratic_weighted_kappa"), np.nan)
     kappa = np.nan

@@ -174,9 +174,11 @@ def write_annotated(photo: Path, answer: Mapping[str, Any], path: Path) -> None:
 def answer_photos(config: PredictConfig) -> int:
     """Print, and write, the answers that the flags ask for; return how many photos have none."""
     setup_logging()
-    state = load_checkpoint(config.checkpoint, CHECKPOINT_KEYS)
     predictor = load_predictor(
-        state, device=config.device, amp=config.amp, batch_size=config.batch_size
+        load_checkpoint(config.checkpoint, CHECKPOINT_KEYS, mapped=True),
+        device=config.device,
+        amp=config.amp,
+        batch_size=config.batch_size,
     )
     photos, failures = find_photos(config.photos)
     report_failures(failures)

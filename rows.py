@@ -179,6 +179,25 @@ def people_rules(table: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
     }
 
 
+def check_one_gender(ids: pd.Series, genders: pd.Series, path: Path) -> None:
+    """Refuse a person who has two genders.
+
+    Args:
+        ids: of the rows, indexed by line of the file.
+        genders: likewise.
+        path: named in the message.
+    """
+    first = genders.groupby(ids).transform("first")
+    wrong = genders.index[genders != first]
+    if len(wrong):
+        line = wrong[0]
+        other = ids.index[ids == ids[line]][0]
+        raise UserError(
+            f"{path} line {line}: {ids[line]} is {genders[line]}, in line {other} {first[line]}"
+            f" ({len(wrong)} such rows); correct the file"
+        )
+
+
 def is_photo_name(names: pd.Series) -> pd.Series:
     """Return which names stay in the folder Hands: no separator, drive letter, `.` or `..`."""
     return names.str.fullmatch(r"[^/\\:\0]+") & ~names.isin([".", ".."])
@@ -224,6 +243,7 @@ def read_hand_info(path: Path) -> pd.DataFrame:
             "%s: removed blanks around the id of %d rows (first: %r of %s)",
             *(path, dirty.sum(), table["id"][dirty].iloc[0], names[dirty].iloc[0]),
         )
+    check_one_gender(ids, table["gender"], path)
     numbers = {column: table[column].astype("int64") for column in ("age", *flags)}
     return table.assign(id=ids, **numbers)[list(HAND_INFO_COLUMNS)].reset_index(drop=True)
 
@@ -257,6 +277,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     legal = is_photo_name(names) & ~names.duplicated()
     check_cells(table, path, {**people_rules(table), "image_path": (legal, PHOTO_NAME)})
     ids, ages = table["id"].str.strip(), table["age"].astype("int64")
+    check_one_gender(ids, table["gender"], path)
     rows = table.assign(name=names, id=ids, age=ages)
     return rows[["image_path", "name", "id", "gender", "age"]].reset_index(drop=True)
 
@@ -377,6 +398,13 @@ class SplitFiles(NamedTuple):
         """The CSV of the gallery draws of the fold's test split (disjoint protocols)."""
         return self.split("gallery")
 
+    @property
+    def folds(self) -> list[int]:
+        """The folds that were drawn of the aspect."""
+        paths = (self.drawn / self.aspect).glob("fold_*")
+        names = [path.name.removeprefix("fold_") for path in paths]
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def split(self, name: str) -> Path:
         """Return the CSV of the split `name` (of `PROTOCOLS`)."""
         folder = self.drawn / self.aspect
@@ -393,6 +421,8 @@ def locate(attributes_file: Path, protocol: str, fold: int = 0) -> SplitFiles:
     """
     if not attributes_file.is_file():
         what_next = advise(attributes_file, RUN_SPLIT, by_hand=WRITE_CSV)
+        if attributes_file.is_dir():
+            raise UserError(f"{attributes_file} is a folder; give <root>/sub_dataset/<aspect>.csv")
         raise UserError(f"{attributes_file} not found; {what_next}")
     folder = attributes_file.absolute().parent
     if folder.name != "sub_dataset" or attributes_file.suffix != ".csv":

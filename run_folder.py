@@ -96,6 +96,16 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+def what_if_damaged(path: Path) -> str:
+    """Return what to do about a run's last checkpoint, `path`, where it cannot be read."""
+    found = checkpoints_of(path.parent)
+    epoch = max(number for number, _ in found)
+    these = [p.name for (number, _), p in sorted(found.items()) if number == epoch]
+    before = [p.name for (number, _), p in sorted(found.items()) if number < epoch]
+    then = f"goes on from {before[-1]}" if before else "begins at epoch 1, as there is no other"
+    return f"move {' and '.join(these)} away, and --resume {then}"
+
+
 def tidy_run(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
     """Bring the folder to what its last checkpoint says, whatever a kill left undone."""
     if epoch:
@@ -112,9 +122,9 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         UserError: the folder holds no run, or the file no checkpoint.
     """
     if run_dir.is_file():
-        from checkpoints import CHECKPOINT_KEYS, load_checkpoint  # loads PyTorch, which takes long
+        from checkpoints import describe_checkpoint  # loads PyTorch, which takes long
 
-        return load_checkpoint(run_dir, CHECKPOINT_KEYS)
+        return describe_checkpoint(run_dir)
     path = run_dir / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -343,7 +343,7 @@ def use_start_method(name: str) -> None:
 
 @contextmanager
 def own_process() -> Iterator[Call]:
-    """Yield what calls a function in a process that has done nothing else, the same every time.
+    """Start a fresh process; yield a function that runs others there, each in that one process.
 
     Its loaders start their workers in the way that is usual here, not in the way it was started.
     """
@@ -548,18 +548,21 @@ def prepare(config: TrainConfig, data: Data, folder: Path, *, plain: bool = Fals
     return Variant(config, resolved, run, loaders, ranks, plain)
 
 
+@dataclass
 class Trial:
-    """A variant, and how much of each work takes about the seconds of a measurement.
+    """A variant, and how much of each work takes about `seconds`, once that is prepared."""
 
-    Args:
-        variant: it is warmed up.
-        seconds: of a measurement.
-    """
+    variant: Variant
+    seconds: float
+    n_loaded: int = 0  # rows
+    n_steps: int = 0
+    n_trained: int = 0  # rows
+    n_evaluated: int = 0  # rows
 
-    def __init__(self, variant: Variant, seconds: float) -> None:
-        self.variant, self.seconds = variant, seconds
-        self.device, self.batch_size = variant.ranks.device, variant.config.batch_size
-        self.dtype = AMP_DTYPES[variant.resolved.amp]
+    def __post_init__(self) -> None:
+        """Make what the methods share."""
+        self.device, self.batch_size = self.variant.ranks.device, self.variant.config.batch_size
+        self.batch = self.variant.batch_on_device()
 
     def amount(self, rate: float, split: str) -> int:
         """Return how many rows of the split take the seconds at `rate` photos/s."""
@@ -569,7 +572,6 @@ class Trial:
     def prepare_training(self) -> None:
         """Find the amounts of training by a short trial, which also starts the workers."""
         variant, n_rows = self.variant, self.variant.n_rows("train")
-        self.batch = variant.batch_on_device()
         variant.load(min(n_rows, 2 * self.batch_size))
         data = measure_rate(lambda: variant.load(min(n_rows, 4 * self.batch_size)), 0, self.device)
         variant.train_in_place(self.batch, 1)
@@ -578,17 +580,20 @@ class Trial:
         self.n_trained = self.amount(min(data, model), "train")
         self.n_steps = max(2, int(self.seconds * model / self.batch_size))
 
-    def measure_training(self, flops: float) -> dict[str, float]:
+    def flops_per_photo(self) -> float:
+        """Return the floating-point operations of a training step per photo."""
+        return count_flops(self.variant, self.batch) / self.batch_size
+
+    def sample_training(self, flops: float) -> dict[str, float]:
         """Return a sample of the part `train`; `flops`: of a training step, per photo."""
-        variant, rate = (
-            self.variant,
-            partial(measure_rate, seconds=self.seconds, device=self.device),
-        )
+        variant = self.variant
+        rate = partial(measure_rate, seconds=self.seconds, device=self.device)
         data = rate(lambda: variant.load(self.n_loaded))
         model = rate(lambda: variant.train_in_place(self.batch, self.n_steps))
         with watch_utilisation(self.device) as utilisation:
             whole = rate(lambda: variant.train_rows(self.n_trained))
-        matrix = matrix_flops(self.dtype, self.device, min(self.seconds, MATRIX_SECONDS))
+        dtype = AMP_DTYPES[variant.resolved.amp]
+        matrix = matrix_flops(dtype, self.device, min(self.seconds, MATRIX_SECONDS))
         achieved = model * flops / 1e12
         measured = {
             "data_alone": data,
@@ -610,7 +615,7 @@ class Trial:
         rate = measure_rate(lambda: self.variant.evaluate(few), 0, self.device)
         self.n_evaluated = self.amount(rate, "val")
 
-    def measure_evaluation(self) -> dict[str, float]:
+    def sample_evaluation(self) -> dict[str, float]:
         """Return a sample of the part `evaluate`."""
         work = partial(self.variant.evaluate, self.n_evaluated)
         return {"evaluation": measure_rate(work, self.seconds, self.device)}
@@ -626,8 +631,8 @@ def count_flops(variant: Variant, batch: OnDevice) -> int:
     return counter.get_total_flops()
 
 
-# The trial of this process; a variant has its own, so that it finds no memory the other one freed.
-trials: list[Trial] = []
+# Of this process. A variant has its own, so that it finds no memory that the other one freed.
+trial: Trial | None = None
 
 
 def begin_trial(
@@ -642,31 +647,26 @@ def begin_trial(
         plain: as published.
         seconds: of a measurement.
     """
+    global trial
     setup_logging()
-    prepare_determinism(resolve_device(config.device), deterministic=False)
-    trials.append(Trial(prepare(config, data, folder, plain=plain), seconds))
-    return trials[0].variant.resolved
+    prepare_determinism(resolve_device(config.device), config.deterministic)
+    trial = Trial(prepare(config, data, folder, plain=plain), seconds)
+    return trial.variant.resolved
 
 
-def in_trial(method: str, *arguments: Any) -> Any:
-    """Return what a method of this process's trial returns."""
-    return getattr(trials[0], method)(*arguments)
-
-
-def flops_per_photo() -> float:
-    """Return the floating-point operations of this process's variant per photo trained on."""
-    batch = trials[0].variant.batch_on_device()
-    return count_flops(trials[0].variant, batch) / len(batch.images)
+def in_trial(method: Callable[..., Value], *arguments: Any) -> Value:
+    """Return what a method of `Trial` returns for this process's."""
+    return method(trial, *arguments)
 
 
 def measure_training(calls: Mapping[str, Call], rounds: int) -> Samples:
     """Return the samples of the part `train`; `calls`: of each variant's process."""
-    flops = calls["plain"](flops_per_photo)
+    flops = calls["plain"](in_trial, Trial.flops_per_photo)
     for call in calls.values():
-        call(in_trial, "prepare_training")
+        call(in_trial, Trial.prepare_training)
 
     def measure(name: str) -> dict[str, float]:
-        found: dict[str, float] = calls[name](in_trial, "measure_training", flops)
+        found: dict[str, float] = calls[name](in_trial, Trial.sample_training, flops)
         rates = (found["data_alone"], found["model_alone"], found["end_to_end"])
         logger.info("%s: data %.1f, model %.1f, end to end %.1f photos/s", name, *rates)
         return found
@@ -677,10 +677,10 @@ def measure_training(calls: Mapping[str, Call], rounds: int) -> Samples:
 def measure_evaluation(calls: Mapping[str, Call], rounds: int) -> Samples:
     """Return the samples of the part `evaluate`; `calls`: of each variant's process."""
     for call in calls.values():
-        call(in_trial, "prepare_evaluation")
+        call(in_trial, Trial.prepare_evaluation)
 
     def measure(name: str) -> dict[str, float]:
-        found: dict[str, float] = calls[name](in_trial, "measure_evaluation")
+        found: dict[str, float] = calls[name](in_trial, Trial.sample_evaluation)
         logger.info("%s: evaluation %.1f photos/s", name, found["evaluation"])
         return found
 
@@ -986,8 +986,11 @@ def measure_setting(
         return
     with own_process() as plain, own_process() as fast:
         calls = {"plain": plain, "fast": fast}
-        for name, call in calls.items():
-            chosen = call(begin_trial, configs[name], data, folder, name == "plain", seconds)
+        resolved = {
+            name: call(begin_trial, configs[name], data, folder, name == "plain", seconds)
+            for name, call in calls.items()
+        }
+        chosen = resolved["fast"]
         case = {**case, "amp": chosen.amp, "compiled": "yes" if chosen.compile else "no"}
         if "train" in config.parts:
             yield from results_of("train", case, measure_training(calls, rounds))

@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from checkpoints import CHECKPOINT_KEYS, load_checkpoint
+from checkpoints import describe_checkpoint
 from comparison import (
     Cell,
     Result,
@@ -33,7 +33,6 @@ from comparison import (
     check_comparable,
     compare_rows,
     difference_text,
-    drawn_folds,
     find_row,
     read_evaluation,
     read_results,
@@ -110,7 +109,7 @@ def find_folds(
     if not there:
         raise UserError(f"{path} not found; {what_next}")
     files = locate(path, protocol)
-    folds = drawn_folds(files)
+    folds = files.folds
     if not PROTOCOLS[protocol].disjoint:
         if not files.split("train").is_file():
             raise UserError(f"{files.split('train')} not found; {what_next}")
@@ -222,7 +221,7 @@ def plan_added(folder: Path, root: Path) -> Run:
     """Return a finished run made elsewhere, as its best checkpoint describes it."""
     if not folder.is_dir():
         raise UserError(f"--add {folder} is no folder; give a run's, as train.py made it")
-    state = load_checkpoint(best_checkpoint(folder), CHECKPOINT_KEYS)
+    state = describe_checkpoint(best_checkpoint(folder))
     stored = read_run(folder)["config"] if (folder / "config.json").exists() else state["config"]
     values = config_of_run({}, stored).items()
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
@@ -237,10 +236,13 @@ def plan_added(folder: Path, root: Path) -> Run:
     fold = (config.fold or 0) if PROTOCOLS[protocol].disjoint else None
     here = dataclasses.replace(config, attributes_file=attributes_file(root, aspect))
     run = Run(Cell(aspect, protocol, config.backbone, fold, config.seed), folder, here, added=True)
-    if (
-        read_result(run) is None
-        or SplitFiles(root, aspect, protocol, fold or 0).split("train").exists()
-    ):
+    is_evaluated = read_result(run) is not None
+    if not is_evaluated and not here.attributes_file.is_file():
+        raise UserError(
+            f"--add {folder} is to be evaluated first, and {here.attributes_file} not found; give"
+            " the data set's folder with --input"
+        )
+    if not is_evaluated or SplitFiles(root, aspect, protocol, fold or 0).split("train").exists():
         check_rows(state["fingerprints"], read_data(here).fingerprints, folder)
     return run
 
@@ -655,6 +657,9 @@ def run_sweep(
         train_parser: reports what is wrong with these.
     """
     setup_logging(quiet=True)  # the runs say themselves what they read
+    files = [place for place in (config.output, *config.output.parents) if place.is_file()]
+    if files:
+        raise UserError(f"--output {config.output}: {files[0]} is a file; give a folder")
     runs = plan_cells(config, given, train_parser)
     runs += plan_kept(config)
     runs += [plan_added(folder, config.input) for folder in config.add]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,14 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
-from checkpoints import CHECKPOINT_KEYS, load_checkpoint, save_checkpoint
+from checkpoints import (
+    CHECKPOINT_KEYS,
+    describe_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    without_tensors,
+)
 from compute import Shape, check_amp, compile_backbone, resolve_compute, unfuse_attention
 from configs import TrainConfig
 from dataset_11k import Augmentation, HandsDataset, build_loader, resize_size
@@ -69,6 +74,7 @@ from run_folder import (
     make_run_dir,
     tidy_checkpoints,
     tidy_run,
+    what_if_damaged,
 )
 from run_pages import write_training_report
 from utils import (
@@ -79,6 +85,9 @@ from utils import (
     setup_logging,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 DECODE_MARGIN = 2  # the JPEG decoder leaves at least this many times the resize's target
 MOMENTUM = 0.9  # of SGD, as published
@@ -254,12 +263,13 @@ def check_fold(files: SplitFiles) -> None:
     if files.protocol == "paper" or files.split("train").parent.is_dir():
         return
     aspect = files.drawn / files.aspect
-    folds = sorted(int(p.name[5:]) for p in aspect.glob("fold_*") if p.name[5:].isdecimal())
-    if not folds:
+    if not files.folds:
         raise UserError(
             f"{aspect} has no folds; run dataset_11k_split.py --protocol {files.protocol} first"
         )
-    raise UserError(f"--fold {files.fold}: {aspect} has the folds {', '.join(map(str, folds))}")
+    raise UserError(
+        f"--fold {files.fold}: {aspect} has the folds {', '.join(map(str, files.folds))}"
+    )
 
 
 def check_sides(rows: Mapping[str, pd.DataFrame], files: SplitFiles) -> None:
@@ -446,7 +456,7 @@ class Run:
         """
         path = last_checkpoint(self.folder)
         if path:
-            state = load_checkpoint(path, CHECKPOINT_KEYS, mapped=False)  # the optimiser keeps them
+            state = load_checkpoint(path, CHECKPOINT_KEYS, what_next=what_if_damaged(path))
             if any(state[key] != self.facts[key] for key in ("label_space", "fingerprints")):
                 raise UserError(f"{path} is of another run than {self.folder}; take it away")
             self.evaluated.load_state_dict(state["model"])
@@ -575,6 +585,11 @@ def prepare_run(
     if stored:
         announce_changes(stored, facts)
     run.restore(ranks)
+    if stored and not run.epoch:
+        logger.warning(
+            "%s holds no checkpoint: it begins again at epoch 1, and metrics.jsonl is emptied",
+            run.folder,
+        )
     if ranks.is_first and run.epoch < config.N_epochs:  # a finished run stays as it is described
         write_json(run.folder / "config.json", facts)
     return run, resolved
@@ -582,6 +597,8 @@ def prepare_run(
 
 def train(run: Run, config: TrainConfig, resolved: Resolved, data: Data, ranks: Ranks) -> None:
     """Train until the last epoch is done, a checkpoint and a line of metrics.jsonl each."""
+    from torch.utils.tensorboard import SummaryWriter
+
     loaders = build_loaders(config, resolved, data, ranks)
     sampler: Any = loaders["train"].batch_sampler
     model = ranks.together(run.model)
@@ -668,7 +685,7 @@ def print_result(run: Run, config: TrainConfig, rows: Mapping[str, pd.DataFrame]
     if not run.best_checkpoint.exists():  # resumed from a later checkpoint alone
         print(f"the best epoch is still {run.best_epoch}, whose checkpoint is not in {run.folder}")
         return
-    best = load_checkpoint(run.best_checkpoint)["metrics"]
+    best = describe_checkpoint(run.best_checkpoint)["metrics"]
     print(f"best epoch {run.best_epoch}: balanced accuracy on val {', '.join(named_scores(best))}")
     known = say_who_is_known(rows["val"], rows["train"], "val")
     reported = "test" if "test" in PROTOCOLS[config.protocol].splits else "val"
@@ -683,7 +700,11 @@ def print_result(run: Run, config: TrainConfig, rows: Mapping[str, pd.DataFrame]
 def is_finished(folder: Path, n_epochs: int) -> bool:
     """Return whether a run has all its epochs; what a kill left undone at its end is done."""
     path = last_checkpoint(folder)
-    state: dict[str, Any] = load_checkpoint(path, CHECKPOINT_KEYS) if path else {"epoch": 0}
+    if path is None:
+        return False
+    state = without_tensors(
+        load_checkpoint(path, CHECKPOINT_KEYS, mapped=True, what_next=what_if_damaged(path))
+    )
     if state["epoch"] < n_epochs:
         return False
     with lock_run(folder):

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints import load_checkpoint, save_checkpoint
-from utils import (
-    UserError,
+from checkpoints import (
+    CHECKPOINT_KEYS,
+    describe_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
 )
+from utils import UserError
 
 
 def test_a_checkpoint_is_read_by_the_safe_default(tmp_path: Path) -> None:
@@ -112,3 +115,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former(
     monkeypatch.undo()
     assert load_checkpoint(path)["epoch"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_checkpoint_that_was_read_may_be_replaced(tmp_path: Path, mapped: bool) -> None:
+    path = tmp_path / "checkpoint-000001.pth"
+    save_checkpoint(path, {"model": {"weight": torch.ones(5)}})
+    state = load_checkpoint(path, mapped=mapped)
+    save_checkpoint(path, {"model": {"weight": torch.zeros(5)}})
+    assert state["model"]["weight"].sum() == 5
+    state["model"]["weight"] += 1  # in memory alone
+    assert load_checkpoint(path)["model"]["weight"].sum() == 0
+
+
+def test_a_description_keeps_no_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-000001.pth"
+    state: dict[str, Any] = dict.fromkeys(CHECKPOINT_KEYS, "told")
+    tensors = {key: {"weight": torch.ones(5)} for key in ("model", "trained", "optimizer")}
+    save_checkpoint(path, state | tensors)
+    assert describe_checkpoint(path) == {"format": 1} | {
+        key: "told" for key in CHECKPOINT_KEYS if key != "optimizer"
+    }

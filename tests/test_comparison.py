@@ -222,9 +222,14 @@ def test_headline_numbers_name_what_there_is() -> None:
         "identity_rank_1_chance": 0.25,
         "identity_eer_beyond_2_frames": 0.1,
         "identity_eer_beyond_2_frames_low": 0.0,
+        "identity_eer_beyond_2_frames_chance": 0.5,
     }
     without = {**identity, "matching": {"all_pairs": pairs, "beyond_2_frames": None}}
-    assert set(headline_numbers({"identity": without})) == {"identity_eer", "identity_eer_low"}
+    assert set(headline_numbers({"identity": without})) == {
+        "identity_eer",
+        "identity_eer_low",
+        "identity_eer_chance",
+    }
 
 
 # ----------------------------------------------------------------------------- table and figure

@@ -92,9 +92,10 @@ def test_describe_environment_can_go_into_a_checkpoint() -> None:
 )
 @pytest.mark.parametrize("kept", [False, True])
 def test_freed_memory_is_kept_where_asked(kept: bool) -> None:
-    code = "import torch; from devices import keep_freed_memory\n"
+    code = "import os, torch; from devices import keep_freed_memory\n"
     code += "keep_freed_memory(torch.device('cpu'))\n" if kept else ""
-    code += "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096 / 1e6\n"
+    code += "page = os.sysconf('SC_PAGE_SIZE') / 1e6\n"
+    code += "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * page\n"
     code += "before = resident(); held = torch.ones(50_000_000); del held\n"
     code += "print(resident() - before)"
     ended = subprocess.run(

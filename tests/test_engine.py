@@ -525,6 +525,8 @@ def test_auto_on_a_cpu_takes_bf16_where_it_is_5_percent_faster(
     monkeypatch.setattr(compute, "step_seconds", seconds)
     assert resolve_amp("auto", tiny_model(), CPU, SHAPE) == expected
     assert shapes == [SHAPE] * 2
+    resolve_amp("auto", tiny_model(), CPU, Shape(batch_size=20, image_size=32))
+    assert shapes[2:] == [Shape(batch_size=8, image_size=32)] * 2
 
 
 def test_auto_elsewhere() -> None:

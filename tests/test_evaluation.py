@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -28,6 +29,7 @@ from sklearn.metrics import (
 import test as test_script
 import train
 from checkpoints import load_checkpoint
+from engine import load_predictor
 from rows import TASKS, permute_labels, read_hand_info, read_rows
 
 
@@ -342,11 +344,16 @@ def test_headline_numbers_are_printed_with_interval_and_controls(
     printed = capsys.readouterr().out
     metrics, _ = metrics_of(tiny_checkpoint)
     gender = metrics["tasks"]["gender"]
-    (line,) = (x for x in printed.splitlines() if x.startswith("gender balanced accuracy"))
-    sure = gender["intervals"]["balanced_accuracy"]
+    sure, lines = gender["intervals"]["balanced_accuracy"], printed.splitlines()
+    (head,) = (x for x in lines if "95 % interval" in x)
+    (line,) = (x for x in lines if x.startswith("gender, balanced accuracy"))
+    end = head.index("people") + len("people")
+    table = lines[lines.index(head) + 1 : lines.index(line) + 1]
+    assert all(x[:end].endswith(f" few: {sure['n_people']}") for x in table)
+    assert all(len(x) == len(head) for x in table)
     numbers = [gender["balanced_accuracy"], sure["low"], sure["high"]]
     numbers += [gender["controls"][name]["balanced_accuracy"] for name in gender["controls"]]
-    assert [f"{x:.4f}" for x in numbers] == [x for x in line.replace("-", " ").split() if "." in x]
+    assert [f"{x:.4f}" for x in numbers] == re.findall(r"\d\.\d{4}", line)
     assert "people are known again, not that gender or age is read" in printed
 
 
@@ -496,3 +503,11 @@ def test_permuted_labels_are_a_control_of_training_and_test_alike(
     other = ["--test_attributes_file", str(split_root / "sub_dataset" / "palmar_pl.csv")]
     assert evaluate(checkpoint, split_root, *other) == 1
     assert "--permute_labels" in capsys.readouterr().err
+
+
+def test_a_cpu_takes_few_photos_at_once_unless_asked(tiny_checkpoint: Path) -> None:
+    state = load_checkpoint(tiny_checkpoint)
+    for asked, expected in ((None, 16), (5, 5)):
+        assert (
+            load_predictor(state, device="cpu", amp=None, batch_size=asked).batch_size == expected
+        )

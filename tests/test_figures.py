@@ -55,6 +55,13 @@ def test_the_grid_is_drawn(tmp_path: Path, wrong: dict[str, list[int]]) -> None:
     assert (0x00, 0x72, 0xB2) in colours
 
 
+def test_confusions_are_counted_in_the_order_of_the_names() -> None:
+    true, predicted = pd.Series(["b", "a", "b", "b"]), pd.Series(["a", "a", "b", "a"])
+    counts = figures.count_confusions(true, predicted, ["b", "a", "c"])
+    assert counts.tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n_classes", [1, 2, 6, 20, 30, 60, 143])
 def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(
     tmp_path: Path, n_classes: int

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +153,37 @@ def test_torchrun_starts_again_what_was_killed(split_root: Path, tmp_path: Path)
     assert process.returncode == 0, said
     log = (folder / "train.log").read_text(encoding="utf-8")
     assert log.count("a checkpoint takes about") == 2  # started twice
+    assert run(command(split_root, alone, 1, "--N_epochs", "30")).returncode == 0
+    assert_same_curve(alone, folder)
+
+
+@pytest.mark.slow
+def test_torchrun_of_two_machines_starts_again_what_was_killed_on_one(
+    split_root: Path, tmp_path: Path
+) -> None:
+    """Two torchruns that meet as those of two machines would, on this one."""
+    folder, alone = tmp_path / "killed", tmp_path / "alone"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    whole = command(split_root, folder, 2, "--N_epochs", "30")
+    place = whole.index("--standalone")
+    whole[place : place + 2] = ["--nnodes=2", "--nproc_per_node=1", "--max-restarts=2"]
+    meet = ["--rdzv_backend=c10d", "--rdzv_id=7", f"--rdzv_endpoint=127.0.0.1:{port}"]
+    whole[place:place] = meet
+    apart = {**environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    logs = [tmp_path / "one.log", tmp_path / "other.log"]
+    with contextlib.ExitStack() as stack:
+        both = []
+        for path in logs:
+            log = stack.enter_context(path.open("w", encoding="utf-8"))
+            both.append(subprocess.Popen(whole, stdout=log, stderr=log, env=apart))
+            stack.callback(both[-1].kill)
+        kill_one_child(both[1].pid, folder)
+        codes = [process.wait(timeout=280) for process in both]
+    assert codes == [0, 0], "".join(path.read_text(encoding="utf-8") for path in logs)
+    told = (folder / "train.log").read_text(encoding="utf-8")
+    assert told.count("a checkpoint takes about") == 2  # started twice
     assert run(command(split_root, alone, 1, "--N_epochs", "30")).returncode == 0
     assert_same_curve(alone, folder)
 

@@ -154,6 +154,14 @@ def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, row: str, line: int, f
         read_rows(path)
 
 
+def test_a_person_with_two_genders_is_refused(tmp_path: Path) -> None:
+    rows = "a.jpg,1,male,27\nb.jpg,2,female,27\nc.jpg, 1,female,27\n"
+    path = write_rows(tmp_path, HEADER + rows)
+    said = f"{path} line 4: 1 is female, in line 2 male (1 such rows); correct the file"
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_rows(path)
+
+
 def test_wrong_rows_are_counted(tmp_path: Path) -> None:
     path = write_rows(tmp_path, f"{HEADER}a.jpg,1,male,x\nb.jpg,1,male,27\nc.jpg,1,male,y\n")
     with pytest.raises(UserError, match=r"line 2: age is 'x', .* \(2 such rows\); correct the"):
@@ -311,6 +319,7 @@ def test_a_stray_blank_in_an_id_is_removed_and_logged(
         ("Hand_0000003.jpg", "..", " line 3: imageName is '..', expected a photo's bare file name"),
         ("Hand_0000003.jpg", "", " line 3: imageName is '', expected a photo's bare file name"),
         ('"0000000"', '" "', " line 2: id is ' ', expected a person's id"),
+        ('"male"', '"female"', " is male, in line 2 female ("),
     ],
 )
 def test_a_wrong_hand_info_is_refused(hands_root: Path, old: str, new: str, message: str) -> None:
@@ -360,6 +369,8 @@ def test_a_protocol_says_why_in_two_lines() -> None:
 def test_a_file_outside_the_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none.csv not found; run dataset_11k_split.py first"):
         locate(tmp_path / "none.csv", "paper")
+    with pytest.raises(UserError, match="is a folder; give <root>/sub_dataset/<aspect>.csv"):
+        locate(tmp_path, "paper")
     path = write_rows(tmp_path, HEADER)
     with pytest.raises(UserError, match="expected <root>/sub_dataset/<aspect>.csv"):
         locate(path, "paper")

@@ -393,6 +393,24 @@ def test_a_training_report_has_curves_the_best_epoch_and_the_config(tmp_path: Pa
     assert "Flags of the training" in said(text)
 
 
+@quickly
+def test_curves_of_strangers_do_not_stand_beside_those_of_people_trained_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    known = run_pages.write_training_report(run).read_text(encoding="utf-8")
+    assert "Strangers matched on val" not in titles(known)
+    path = run / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    strangers = {"val_rank_1": 0.5, "val_loss": 1.0, "val_balanced_accuracy_identity": None}
+    path.write_text("".join(json.dumps({**r, **strangers}) + "\n" for r in records))
+    text = run_pages.write_training_report(run).read_text(encoding="utf-8")
+    assert "Strangers matched on val" in titles(text)
+    assert "Val shows strangers, who have no identity loss" in said(text)
+    alts = {image["alt"] for image in Tags(text).of("img")}
+    assert "Loss over epochs; last: train 1, val, gender and age 1." in alts
+    assert "Identity over epochs; last: train, accuracy 0.5." in alts
+    assert "Strangers matched on val over epochs; last: rank-1 0.5." in alts
+
+
 def test_a_line_that_a_kill_left_unfinished_is_dropped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:

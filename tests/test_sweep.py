@@ -402,6 +402,10 @@ def test_a_run_made_elsewhere_is_added(
     given += ["--backbone", BOTH[0], "--seed", "7"]
     assert train.main([*given, "--run_dir", str(elsewhere)]) == 0
     add = ["--add", str(elsewhere)]
+    assert compare.main([*add, "--input", str(tmp_path), "--output", str(output)]) == 1
+    assert f"--add {elsewhere} is to be evaluated first, and {tmp_path}" in last_error(capsys)
+    assert compare.main([*add, "--input", str(root), "--output", str(elsewhere / "train.log")]) == 1
+    assert "train.log is a file; give a folder" in last_error(capsys)
     flags = flags_of(root, output, "--protocols", "paper", *add)
     assert compare.main(flags) == 0
     assert children.scripts() == ["train.py", "test.py"] * 2 + ["test.py"]

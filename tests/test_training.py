@@ -34,6 +34,7 @@ from metrics import balanced_accuracy
 from model import IGAENet
 from ranks import Ranks
 from rows import AGE_GROUPS, GENDERS, TASKS, read_rows
+from run_folder import what_if_damaged
 from training import build_optimizer, learning_rate, set_learning_rate, warmup_epochs
 from utils import UserError
 
@@ -878,7 +879,28 @@ def test_a_damaged_checkpoint_is_named(finished: Path, capsys: pytest.CaptureFix
     path = finished / "checkpoint-000003.pth"
     path.write_bytes(path.read_bytes()[:1000])
     assert resume(finished, N_epochs=4) == 1
-    assert str(path) in last_line_of_stderr(capsys)
+    error = last_line_of_stderr(capsys)
+    assert str(path) in error
+    then = "--resume goes on from checkpoint-000001-best.pth"
+    assert error.endswith(f"; move checkpoint-000003.pth away, and {then}")
+    first = records(finished)[0]
+    path.unlink()
+    assert resume(finished, N_epochs=4) == 0
+    assert [record["epoch"] for record in records(finished)] == [1, 2, 3, 4]
+    assert records(finished)[0] == first
+    assert "begins again" not in (finished / "train.log").read_text(encoding="utf-8")
+
+
+def test_what_to_do_about_a_damaged_checkpoint(tmp_path: Path) -> None:
+    """A best epoch has two files, often of the same bytes."""
+    both = [tmp_path / f"checkpoint-000002{end}.pth" for end in ("", "-best")]
+    for path in both:
+        path.touch()
+    names = "checkpoint-000002.pth and checkpoint-000002-best.pth"
+    said = f"move {names} away, and --resume begins at epoch 1, as there is no other"
+    assert what_if_damaged(both[0]) == said
+    (tmp_path / "checkpoint-000001.pth").touch()
+    assert what_if_damaged(both[1]).endswith("--resume goes on from checkpoint-000001.pth")
 
 
 # ----------------------------------------------------------------------------- protocols
@@ -1099,6 +1121,15 @@ def test_a_run_of_which_only_the_best_checkpoint_is_left_goes_on_from_it(finishe
         path.unlink()
     assert resume(finished, N_epochs=4) == 0
     assert checkpoints(finished) == {"4", "1-best"}
+    assert [record["epoch"] for record in records(finished)] == [1, 2, 3, 4]
+
+
+def test_a_run_without_any_checkpoint_begins_again_and_says_so(finished: Path) -> None:
+    for path in finished.glob("checkpoint-*.pth"):
+        path.unlink()
+    assert resume(finished, N_epochs=4) == 0
+    log = (finished / "train.log").read_text(encoding="utf-8")
+    assert f"WARNING {finished} holds no checkpoint: it begins again at epoch 1, and" in log
     assert [record["epoch"] for record in records(finished)] == [1, 2, 3, 4]
 
 
