@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save({"format": CHECKPOINT_FORMAT, **state}, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
-            raise UserError(f"cannot write {path}; is the disk full? ({error})") from error
+            raise UserError(
+                f"cannot write {path}; is the disk full? Free some room, then go on with --resume"
+                f" ({error})"
+            ) from error
 
 
 def describe_absence(path: Path) -> str:
@@ -46,6 +50,7 @@ def load_checkpoint(
     needs: Sequence[str] = (),
     *,
     mapped: bool = False,
+    whole: bool = True,
     what_next: str = "give a checkpoint-NNNNNN.pth that train.py wrote",
 ) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, its tensors on the CPU.
@@ -55,6 +60,7 @@ def load_checkpoint(
         needs: keys that must be in it, besides the weights.
         mapped: leave the tensors in the file, which must not be rewritten in place while one of
             them lives (to replace it is safe); else read them at once.
+        whole: compare every byte with the file's checksums.
         what_next: the end of the message if the file cannot be read.
 
     Raises:
@@ -64,17 +70,17 @@ def load_checkpoint(
         raise UserError(f"checkpoint {path} {describe_absence(path)}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise  # the system's reason, not the file's
+    except PermissionError:
+        raise
     except Exception as error:  # torch raises a dozen types for foreign and truncated files
         if "can't allocate memory" in str(error):
             raise
         if mapped:  # not every file system maps files
-            return load_checkpoint(path, needs, what_next=what_next)
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}); {what_next}"
-        ) from error
-    if not isinstance(state, dict) or any(key not in state for key in ("model", "format", *needs)):
+            return load_checkpoint(path, needs, whole=whole, what_next=what_next)
+        reason = error if isinstance(error, OSError) else type(error).__name__
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); {what_next}") from error
+    asked = ("model", "format", *needs)
+    if not isinstance(state, dict) or any(state.get(key) is None for key in asked):
         raise UserError(
             f"{path} holds no IGAE-Net checkpoint (weights alone are not enough); {what_next}"
         )
@@ -83,7 +89,17 @@ def load_checkpoint(
             f"{path} has checkpoint format {state['format']}, this version reads"
             f" {CHECKPOINT_FORMAT}; use the version that wrote it"
         )
+    if whole:
+        check_sums(path, what_next)
     return state
+
+
+def check_sums(path: Path, what_next: str) -> None:
+    """Refuse a checkpoint whose bytes are not those that were written, which PyTorch reads on."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(f"{path} is damaged: its bytes are not those written; {what_next}")
 
 
 def without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,10 +107,16 @@ def without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key not in TENSORS}
 
 
-def describe_checkpoint(path: Path) -> dict[str, Any]:
+def describe_checkpoint(path: Path, **options: Any) -> dict[str, Any]:
     """Return what a checkpoint says of itself, reading none of its tensors.
+
+    Args:
+        path: the file.
+        options: of `load_checkpoint`.
 
     Raises:
         UserError: as `load_checkpoint`, for a checkpoint of train.py.
     """
-    return without_tensors(load_checkpoint(path, CHECKPOINT_KEYS, mapped=True))
+    return without_tensors(
+        load_checkpoint(path, CHECKPOINT_KEYS, mapped=True, whole=False, **options)
+    )

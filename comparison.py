@@ -403,6 +403,12 @@ def read_results(output: Path) -> list[Result]:
     path = output / "results.csv"
     try:
         table = pd.read_csv(path, dtype={"backbone": str})
+        needed = [*Cell._fields, "evaluation"]
+        if not set(needed) <= set(table.columns):
+            raise ValueError(f"it lacks columns of {', '.join(needed)}")
+        gaps = table[[n for n in needed if n != "fold"]].isna().any(axis=1)
+        if gaps.any():
+            raise ValueError(f"line {int(gaps.to_numpy().argmax()) + 2} is not complete")
         records = table.to_dict("records")
         cells = [
             Cell(
@@ -415,8 +421,10 @@ def read_results(output: Path) -> list[Result]:
         folders = [output / record["evaluation"] for record in records]
     except FileNotFoundError:
         raise UserError(f"{path} not found; give the --output of a comparison") from None
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run the comparison again") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); move it away, and run the comparison again"
+        ) from error
     results = []
     for cell, folder in zip(cells, folders, strict=True):
         result = read_evaluation(cell, folder)

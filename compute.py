@@ -70,11 +70,12 @@ def resolve_amp(amp: str, model: IGAENet, device: torch.device, shape: Shape) ->
     few = Shape(min(shape.batch_size, PROBE_PHOTOS), shape.image_size)
     plain = step_seconds(trial, device, "off", few, limit=PROBE_SECONDS / 4)
     fast = step_seconds(trial, device, "bf16", few, limit=PROBE_SECONDS / 4)
+    found = "bf16" if plain > PROBE_GAIN * fast else "off"
     logger.info(
-        "--amp auto: a step of %d photos takes %.2f s in float32, %.2f s in bf16",
-        *(few.batch_size, plain, fast),
+        "--amp auto: %s; a step of %d photos takes %.3g s in float32, %.3g s in bf16",
+        *(found, few.batch_size, plain, fast),
     )
-    return "bf16" if plain > PROBE_GAIN * fast else "off"
+    return found
 
 
 def train_step(model: IGAENet, device: torch.device, amp: str, shape: Shape) -> Callable[[], None]:

@@ -30,6 +30,7 @@ from utils import UserError, usable_cpus
 
 # ----------------------------------------------------------------------------- training
 
+MAX_AT_ONCE = 65_536  # photos; that many at 224 pixels take 39 GB
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 # What a run may go on with otherwise than it began. The data's place is among it, as its rows are
 # known by their fingerprints.
@@ -180,6 +181,14 @@ def config_of_run(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[s
 ALL_SPLITS = ("train", "val", "test")
 
 
+def check_loading(batch_size: int | None, num_workers: int) -> None:
+    """Refuse values of --batch_size and --num_workers outside their range."""
+    if batch_size is not None and not 1 <= batch_size <= MAX_AT_ONCE:
+        raise ValueError(f"--batch_size must be from 1 to {MAX_AT_ONCE}")
+    if num_workers < 0:
+        raise ValueError("--num_workers must not be negative")
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """What test.py is asked for; everything else is in the checkpoint."""
@@ -204,8 +213,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        if (self.batch_size is not None and self.batch_size < 1) or self.num_workers < 0:
-            raise ValueError("--batch_size must be above 0, --num_workers not negative")
+        check_loading(self.batch_size, self.num_workers)
 
 
 # ----------------------------------------------------------------------------- prediction
@@ -233,12 +241,9 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        if (
-            self.top_k < 1
-            or (self.batch_size is not None and self.batch_size < 1)
-            or self.num_workers < 0
-        ):
-            raise ValueError("--top_k and --batch_size must be above 0, --num_workers not negative")
+        if self.top_k < 1:
+            raise ValueError("--top_k must be above 0")
+        check_loading(self.batch_size, self.num_workers)
 
 
 # ----------------------------------------------------------------------------- pages

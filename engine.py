@@ -139,7 +139,7 @@ def load_predictor(
         device=where,
         batch_size=n_at_once,
         amp=resolve_amp(amp or resolved["amp"], model, where, Shape(n_at_once, size)),
-        temperature={task: state.get("temperature", {}).get(task, 1.0) for task in TASKS},
+        temperature={task: (state.get("temperature") or {}).get(task, 1.0) for task in TASKS},
     )
 
 

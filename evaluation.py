@@ -144,7 +144,7 @@ def chosen_split(asked: str | None, protocol: str) -> str:
 def trained_people(state: Mapping[str, Any]) -> set[str]:
     """Return who has a training photo; of an older checkpoint, whose classes it has."""
     names = state["label_space"]["identity"]
-    counts = state["training"]["counts"]["identity"] if "training" in state else [1] * len(names)
+    counts = state["training"]["counts"]["identity"] if state.get("training") else [1] * len(names)
     return {name for name, n_photos in zip(names, counts, strict=True) if n_photos}
 
 
@@ -215,7 +215,7 @@ class Training(NamedTuple):
 
 def read_training(state: Mapping[str, Any]) -> Training | None:
     """Return what the checkpoint says of its training rows; None: it is an older one."""
-    if "training" not in state:
+    if not state.get("training"):
         return None
     stored = state["training"]
     return Training(

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -336,9 +337,18 @@ def run_command(arguments: Sequence[str | Path]) -> dict[str, float]:
     return {"wall_time": seconds} | ({} if peak is None else {"peak_memory": peak})
 
 
-def use_start_method(name: str) -> None:
-    """Start this process's children in the way called `name`."""
-    multiprocessing.set_start_method(name, force=True)
+def begin_child(start_method: str) -> None:
+    """Let this process start children in that way, and end with its parent or at Ctrl-C."""
+    multiprocessing.set_start_method(start_method, force=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -349,7 +359,7 @@ def own_process() -> Iterator[Call]:
     """
     usual = (multiprocessing.get_start_method(),)
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh, use_start_method, usual) as pool:
+    with ProcessPoolExecutor(1, fresh, begin_child, usual) as pool:
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
             try:
@@ -1161,12 +1171,14 @@ def measure_and_write(config: BenchmarkConfig) -> None:
         "environment": describe_environment(device),
     }
     results: list[Result] = []
-    write_results(config, facts, results)  # says now, not in an hour, that it cannot be written
+    if not config.output.exists():  # former results stay until there are new ones
+        write_results(config, facts, results)  # says now, not in an hour, that it cannot be written
     with tempfile.TemporaryDirectory(prefix="igae-benchmark-") as folder:
         for result in measure_all(config, Path(folder)):
             results.append(result)
             write_results(config, facts, results)
-    print(f"median (minimum-maximum) of {config.rounds} rounds, plain and fast in alternation")
+    spread = f"median (minimum-maximum) of {config.rounds} rounds"
+    print(f"{spread if config.rounds > 1 else 'one round'}, plain and fast in alternation")
     print(", ".join(f"{name} {value}" for name, value in describe_environment(device).items()))
     print("\n".join(["", *table_lines(results), ""]))
     if "train" in config.parts:

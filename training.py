@@ -23,7 +23,6 @@ from checkpoints import (
     describe_checkpoint,
     load_checkpoint,
     save_checkpoint,
-    without_tensors,
 )
 from compute import Shape, check_amp, compile_backbone, resolve_compute, unfuse_attention
 from configs import TrainConfig
@@ -466,6 +465,10 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
             self.epoch = state["epoch"]
             self.best_epoch, self.best_score = state["best"]["epoch"], state["best"]["score"]
+            if self.best_checkpoint.exists() and ranks.is_first:
+                without_it = "move it away, and --resume goes on without it"
+                load_checkpoint(self.best_checkpoint, mapped=True, what_next=without_it)
+            logger.info("goes on after epoch %d, from %s", self.epoch, path)
         if ranks.is_first:
             tidy_run(self.folder, epoch=self.epoch, best_epoch=self.best_epoch)
 
@@ -702,9 +705,7 @@ def is_finished(folder: Path, n_epochs: int) -> bool:
     path = last_checkpoint(folder)
     if path is None:
         return False
-    state = without_tensors(
-        load_checkpoint(path, CHECKPOINT_KEYS, mapped=True, what_next=what_if_damaged(path))
-    )
+    state = describe_checkpoint(path, what_next=what_if_damaged(path))
     if state["epoch"] < n_epochs:
         return False
     with lock_run(folder):

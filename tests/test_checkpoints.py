@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,6 +127,32 @@ def test_a_checkpoint_that_was_read_may_be_replaced(tmp_path: Path, mapped: bool
     assert state["model"]["weight"].sum() == 5
     state["model"]["weight"] += 1  # in memory alone
     assert load_checkpoint(path)["model"]["weight"].sum() == 0
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_changed_bytes_and_every_truncation_are_refused(tmp_path: Path, mapped: bool) -> None:
+    path = tmp_path / "checkpoint-000001.pth"
+    save_checkpoint(path, {"model": {"weight": torch.ones(20_000)}})
+    content = path.read_bytes()
+    at = content.index(np.ones(99, np.float32).tobytes()) + 400
+    path.write_bytes(content[:at] + b"\x01" + content[at + 1 :])
+    with pytest.raises(UserError, match="is damaged: its bytes are not those written; move it$"):
+        load_checkpoint(path, mapped=mapped, what_next="move it")
+    for n_bytes in (0, *range(1, len(content), 9_000)):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(UserError, match="cannot be read as a checkpoint.*; move it$"):
+            load_checkpoint(path, mapped=mapped, what_next="move it")
+
+
+@pytest.mark.parametrize("key", ["model", *CHECKPOINT_KEYS])
+def test_a_checkpoint_without_a_part_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "checkpoint-000001.pth"
+    parts: dict[str, Any] = dict.fromkeys(("model", *CHECKPOINT_KEYS), {})
+    save_checkpoint(path, parts)
+    load_checkpoint(path, CHECKPOINT_KEYS)
+    save_checkpoint(path, {**parts, key: None})
+    with pytest.raises(UserError, match="holds no IGAE-Net checkpoint"):
+        load_checkpoint(path, CHECKPOINT_KEYS)
 
 
 def test_a_description_keeps_no_tensor(tmp_path: Path) -> None:

@@ -320,9 +320,16 @@ def test_results_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"results.csv not found; give the --output of a"):
         comparison.read_results(tmp_path)
     path = tmp_path / "results.csv"
-    path.write_text("backbone,aspect\nnet,dorsal_dr\n")
-    with pytest.raises(UserError, match="run the comparison again"):
-        comparison.read_results(tmp_path)
+    head = "aspect,protocol,backbone,fold,seed,evaluation\n"
+    for text, message in (
+        ("", "No columns"),
+        ("backbone,aspect\n", "it lacks columns of aspect, protocol, "),
+        (f"{head}a,paper,net,,1,x\na,paper,ne", "line 3 is not complete"),
+        (f"{head}a,paper,net,,x,x\n", "invalid literal"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{message}.*move it away, and run the comparison"):
+            comparison.read_results(tmp_path)
     path.write_text("aspect,protocol,backbone,fold,seed,evaluation\na,paper,net,,1,gone\n")
     with pytest.raises(UserError, match="gone is no finished evaluation"):
         comparison.read_results(tmp_path)

@@ -21,9 +21,9 @@ WRONG = {
     "dataset_11k_analyze": ("--input", "expected one argument"),
     "dataset_11k_split": ("--protocol none", "invalid choice: 'none'"),
     "dataset_11k_synthetic": ("--identities none", "invalid int value: 'none'"),
-    "predict": ("--checkpoint x --top_k 0 photo.jpg", "--top_k and --batch_size must be above 0"),
+    "predict": ("--checkpoint x --top_k 0 photo.jpg", "--top_k must be above 0"),
     "report": ("", "give one of --results, --run_dir and --architecture"),
-    "test": ("--checkpoint x --batch_size 0", "--batch_size must be above 0"),
+    "test": ("--checkpoint x --batch_size 0", "--batch_size must be from 1 to 65536"),
     "train": ("--lr -1", "--lr must be a number above 0"),
 }
 

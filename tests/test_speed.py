@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -402,6 +406,41 @@ def test_an_output_that_cannot_be_written_is_said_at_once(
     flags = [*QUICK.split(), "--attributes_file", str(attributes), "--output", output]
     assert benchmark.main(flags) == 1
     assert f"cannot write {output}" in capsys.readouterr().err
+
+
+def test_former_results_stay_until_there_are_new_ones(
+    attributes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "speed.json"
+    output.write_text("former")
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "measure_all", interrupted)
+    flags = [*QUICK.split(), "--attributes_file", str(attributes), "--output", str(output)]
+    assert benchmark.main(flags) == 130
+    assert output.read_text() == "former"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_measured_processes_end_with_a_killed_benchmark(tmp_path: Path) -> None:
+    code = "import os, signal, speed\nif __name__ == '__main__':\n"
+    code += "    with speed.own_process() as call:\n"
+    code += "        print(call(os.getpid), flush=True)\n"
+    code += "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    script = tmp_path / "killed.py"
+    script.write_text(code)
+    there = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=there, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{done.stdout.strip()}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -891,6 +891,20 @@ def test_a_damaged_checkpoint_is_named(finished: Path, capsys: pytest.CaptureFix
     assert "begins again" not in (finished / "train.log").read_text(encoding="utf-8")
 
 
+def test_a_damaged_best_is_named_before_anything_is_trained(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished / "checkpoint-000001-best.pth"
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert resume(finished, N_epochs=4) == 1
+    error = last_line_of_stderr(capsys)
+    assert f"{path} cannot be read" in error
+    assert error.endswith("; move it away, and --resume goes on without it")
+    path.unlink()
+    assert resume(finished, N_epochs=4) == 0
+    assert "goes on after epoch 3, from " in (finished / "train.log").read_text(encoding="utf-8")
+
+
 def test_what_to_do_about_a_damaged_checkpoint(tmp_path: Path) -> None:
     """A best epoch has two files, often of the same bytes."""
     both = [tmp_path / f"checkpoint-000002{end}.pth" for end in ("", "-best")]
