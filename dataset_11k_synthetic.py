@@ -36,6 +36,7 @@ from rows import AGE_GROUPS, ASPECTS, HAND_INFO_COLUMNS, SKIN_COLORS
 from utils import (
     UserError,
     atomic_write,
+    end_with_parent,
     logger,
     one_line_errors,
     setup_logging,
@@ -1247,14 +1248,7 @@ def ignored_interrupts() -> Iterator[None]:
 def prepare_worker() -> None:
     """Leave Ctrl-C to the parent (where that is not inherited), and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def draw_photos(config: SyntheticConfig, folder: Path) -> None:

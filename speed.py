@@ -48,7 +48,7 @@ from photo_cache import attach_cache
 from ranks import Ranks
 from rows import ASPECTS, GENDERS, HAND_INFO_COLUMNS, SKIN_COLORS, SplitFiles
 from training import Data, Resolved, Run, build_loaders, prepare_run, read_data, set_learning_rate
-from utils import UserError, git_commit, logger, setup_logging, write_json
+from utils import UserError, end_with_parent, git_commit, logger, setup_logging, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -341,14 +341,7 @@ def begin_child(start_method: str) -> None:
     """Let this process start children in that way, and end with its parent or at Ctrl-C."""
     multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 @contextmanager

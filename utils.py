@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -180,3 +182,15 @@ def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
         handler.setFormatter(form)
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
     logger.propagate = False
+
+
+def end_with_parent() -> None:
+    """Let this process, a child of multiprocessing, end when its parent does, however it does."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
