@@ -529,6 +529,7 @@ def table_text(
 
 # Okabe and Ito's colours, which the colour-blind tell apart; each has a marker of its own.
 LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+LEGEND_COLUMNS = 4  # what one line has room for
 CONTROL_LOOKS = {
     "majority_class": ("majority class", "|"),
     "identity_lookup": ("identity lookup", "x"),
@@ -592,7 +593,8 @@ def plot_comparison(summaries: Sequence[Summary], path: Path) -> None:
         Line2D([], [], color="#444444", linestyle="", marker=marker, label=f"control: {text}")
         for marker, text in sorted(by_marker.items())
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+    n_columns = len(handles) if len(handles) <= LEGEND_COLUMNS else math.ceil(len(handles) / 2)
+    figure.legend(handles=handles, loc="outside upper right", ncols=n_columns, frameon=False)
     save_figure(figure, path)
 
 

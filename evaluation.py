@@ -436,12 +436,12 @@ def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
         return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
     titles = "".join(f"{name(control):>19}" for control in CONTROLS)
-    lines = [f"{'':42}   value  95 % interval     people{titles}"]
+    lines = [f"{'':32}   value  95 % interval     people{titles}"]
     for line in headlines(tasks):
         people = f"{'few: ' if line.n_people < FEW_PEOPLE else ''}{line.n_people}"
         ends = f"{cell(line.low)}-{cell(line.high)}"
         lines.append(
-            f"{line.name:42}{cell(line.value):>8}  {ends:16}{people:>8}"
+            f"{line.name:32}{cell(line.value):>8}  {ends:16}{people:>8}"
             + "".join(f"{cell(line.controls.get(control)):>19}" for control in CONTROLS)
         )
     return lines

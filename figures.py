@@ -397,6 +397,7 @@ def draw_lines(
     """
     figure, axes = page_figure(3.7)
     if percent:
+        axes.locator_params(axis="y", steps=(1, 2, 5, 10))  # no quarters, which would be rounded
         axes.yaxis.set_major_formatter(as_percent)
     for curve, (color, dashes, marker) in zip(curves, LINES, strict=False):
         there = ~np.isnan(curve.y)

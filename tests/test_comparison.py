@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from comparison import (
     table_line,
     table_text,
 )
+from findings import CONTROLS
 from intervals import N_DRAWS, Interval, draw_people
-from rows import AGE_GROUPS
+from rows import AGE_GROUPS, PROTOCOLS
 from utils import UserError
 
 GENDER = ("gender", "balanced_accuracy")
@@ -311,6 +313,20 @@ def test_the_figure_has_room_for_every_row(n_rows: int, tmp_path: Path) -> None:
     with Image.open(path) as picture:
         assert picture.width == 1650
         assert picture.height == 150 * (1.9 + 0.3 * n_rows)
+
+
+def test_the_figure_of_every_protocol_and_control_is_not_cut_off(tmp_path: Path) -> None:
+    rows = [
+        replace(made_up(i), row=Row("dorsal_dr", protocol, "net"))
+        for i, protocol in enumerate(PROTOCOLS)
+    ]
+    controls = dict.fromkeys(rows[-1].numbers, dict.fromkeys(CONTROLS, 0.5))
+    rows[-1] = replace(rows[-1], controls=controls)
+    plot_comparison(rows, tmp_path / "comparison.png")
+    with Image.open(tmp_path / "comparison.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert edge.min() == 255
 
 
 # ----------------------------------------------------------------------------- results.csv
