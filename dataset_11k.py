@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from rows import LabelSpace
 from utils import UserError
 
 # ----------------------------------------------------------------------------- pixels
@@ -352,3 +351,104 @@ def build_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
     )
+
+
+DATA_URL = "https://sites.google.com/view/11khands"
+
+HAND_INFO_COLUMNS = (
+    "id",
+    "age",
+    "gender",
+    "skinColor",
+    "accessories",
+    "nailPolish",
+    "aspectOfHand",
+    "imageName",
+    "irregularities",
+)
+
+SPLIT_COLUMNS = ("image_path", "id", "gender", "age")
+
+# File name -> value of the column aspectOfHand, in the order the published split draws them.
+ASPECTS = {
+    "dorsal_dr": "dorsal right",
+    "dorsal_dl": "dorsal left",
+    "palmar_pr": "palmar right",
+    "palmar_pl": "palmar left",
+}
+
+GENDERS = ("female", "male")
+
+SKIN_COLORS = ("very fair", "fair", "medium", "dark")
+
+# Name -> first and last age in whole years, both inclusive.
+AGE_GROUPS = {
+    "0-20": (0, 20),
+    "21": (21, 21),
+    "22": (22, 22),
+    "23": (23, 23),
+    "24-30": (24, 30),
+    "31-75": (31, 75),
+}
+
+# The ages that occur in 11k Hands; others are counted into the first or the last group.
+AGE_RANGE = (18, 75)
+
+TASKS = ("identity", "gender", "age")
+
+
+def age_group(age: int) -> str:
+    """Return the name of the group that `age`, in whole years, belongs to."""
+    names = list(AGE_GROUPS)
+    return next((name for name in names if age <= AGE_GROUPS[name][1]), names[-1])
+
+
+# ----------------------------------------------------------------------------- labels
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The class names of each task; a name's index is its place.
+
+    The people are sorted as text; genders and age groups are always all there.
+    """
+
+    names: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of_people(cls, ids: Sequence[str]) -> LabelSpace:
+        """Return the space of the people in `ids` (repeats allowed)."""
+        people = tuple(sorted(set(ids)))
+        return cls({"identity": people, "gender": GENDERS, "age": tuple(AGE_GROUPS)})
+
+    @classmethod
+    def from_json(cls, names: dict[str, list[str]]) -> LabelSpace:
+        """Return the space that `to_json` described."""
+        return cls({task: tuple(names[task]) for task in TASKS})
+
+    def to_json(self) -> dict[str, list[str]]:
+        """Return the class names as lists, for a checkpoint."""
+        return {task: list(names) for task, names in self.names.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of classes of each task."""
+        return {task: len(names) for task, names in self.names.items()}
+
+    def encode(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return class indices, (n_rows, n_tasks) int64 in the order of `TASKS`; -1: unknown."""
+        texts = class_names(rows)
+        columns = []
+        for task in TASKS:
+            index = {name: i for i, name in enumerate(self.names[task])}
+            columns.append([index.get(name, -1) for name in texts[task]])
+        return np.array(columns, dtype=np.int64).reshape(len(TASKS), len(rows)).T
+
+
+def class_names(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the true class name of every row, per task."""
+    return {
+        "identity": rows["id"].tolist(),
+        "gender": rows["gender"].tolist(),
+        "age": [age_group(age) for age in rows["age"]],
+    }

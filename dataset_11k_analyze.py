@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from flags import build_config, config_parser, flag
-from rows import AGE_GROUPS, ASPECTS, DATA_URL, GENDERS, SKIN_COLORS, age_group, read_hand_info
+from data.tables import read_hand_info
+from dataset_11k import AGE_GROUPS, ASPECTS, DATA_URL, GENDERS, SKIN_COLORS, age_group
 from utils import (
     UserError,
     atomic_write,
+    build_config,
+    config_parser,
+    flag,
     one_line_errors,
     setup_logging,
 )
@@ -43,7 +46,9 @@ class Question(NamedTuple):
 
 
 WITHOUT_WITH = ("without", "with")  # what 0 and 1 mean in HandInfo.csv
+
 BOTH = "one person can have photos of both kinds"
+
 QUESTIONS = {
     "gender": Question("gender", GENDERS, "gender"),
     "age": Question(
@@ -55,9 +60,13 @@ QUESTIONS = {
     "nail_polish": Question("nailPolish", WITHOUT_WITH, f"nail polish ({BOTH})"),
     "irregularities": Question("irregularities", WITHOUT_WITH, f"irregularities ({BOTH})"),
 }
+
 PER_PERSON = "images_per_person"  # the question of people, not of photos
+
 SUBSETS = {"all": (0, 1), "no_accessories": (0,)}  # -> which accessories
+
 PANELS = {"all": "whole set", **ASPECTS}  # the column aspect -> what it is called
+
 BRACKETS = "counts: all photos (in brackets those without accessories)"
 
 # Okabe and Ito's blue and orange, safe for the colour-blind, and grey. Without colour: people are
@@ -67,9 +76,13 @@ STYLES: dict[str, dict[str, Any]] = {
     "people": {"facecolor": "#F6C667", "edgecolor": "#9A5B00", "hatch": "//////"},
     "all": {"facecolor": "#DDDDDD", "edgecolor": "#444444"},
 }
+
 HOLLOW = {"facecolor": "white", "hatch": None}
+
 FONT = 7.5  # points, of counts and tick labels
+
 BIN_WIDTHS = tuple(m * 10**k for k in range(7) for m in (1, 2, 5))  # images per person
+
 MAX_BINS = 20
 
 

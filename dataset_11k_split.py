@@ -26,37 +26,40 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flags import build_config, config_parser, flag
-from rows import (
-    AGE_GROUPS,
-    ASPECTS,
-    GENDERS,
+from data.splits import (
     LEAK_FRAMES,
     PROTOCOLS,
-    SKIN_COLORS,
-    SPLIT_COLUMNS,
     SplitFiles,
-    age_group,
     check_photos,
     frame_numbers,
     leaks,
     missing_photos,
-    read_hand_info,
 )
+from data.tables import read_hand_info
+from dataset_11k import AGE_GROUPS, ASPECTS, GENDERS, SKIN_COLORS, SPLIT_COLUMNS, age_group
 from utils import (
     UserError,
     atomic_write,
+    build_config,
+    config_parser,
+    flag,
     logger,
     one_line_errors,
     setup_logging,
 )
 
 SEED = 42  # of `paper`, where another would be another split than the published one
+
 LEAST_PHOTOS = 5  # so that a fifth of them is a photo
+
 NEAR = 2  # numbers that frames of two sides are more than apart in `burst`
+
 N_DEALS = 100  # of people to folds, to choose the best balanced of
+
 N_GALLERIES = 10  # draws, as MBA-Net has them (arXiv 2108.02234)
+
 LEFT_OUT = "left out"  # the side of photos that are in no split
+
 GROUPS: dict[str, Sequence[str]] = {
     "gender": GENDERS,
     "age_group": tuple(AGE_GROUPS),

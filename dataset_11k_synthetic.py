@@ -31,12 +31,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
-from flags import build_config, config_parser, flag
-from rows import AGE_GROUPS, ASPECTS, HAND_INFO_COLUMNS, SKIN_COLORS
+from dataset_11k import AGE_GROUPS, ASPECTS, HAND_INFO_COLUMNS, SKIN_COLORS
 from utils import (
     UserError,
     atomic_write,
+    build_config,
+    config_parser,
     end_with_parent,
+    flag,
     logger,
     one_line_errors,
     setup_logging,
@@ -45,20 +47,33 @@ from utils import (
 )
 
 Array = NDArray[np.floating[Any]]  # pictures: float32; matrices: float64
+
 Rng = np.random.Generator
+
 Points = list[tuple[float, float]]
 
 DIRTY_ID = "1200000"  # one row of the real file has a blank behind this id
+
 FIRST_NUMBER = 2  # of a photo, as in the real file
+
 MARKER = "synthetic.json"
+
 DRAWING = 1  # goes up when the same flags give other pictures
+
 DERIVED = ("sub_dataset", "trainval")  # what dataset_11k_split.py makes from a set
+
 STALE_SECONDS = 3600  # a temporary folder untouched for so long was left by a killed run
+
 JPEG_QUALITY = 90
+
 ASPECT_NUMBERS = {aspect: i for i, aspect in enumerate(ASPECTS.values())}
+
 LEAST_DRAWN = 400  # smaller photos are drawn at this width, then reduced
+
 FULL_WIDTH = 640  # that the sizes given in pixels refer to
+
 GRAIN_SHIFT = 256  # pixels that the camera's grain moves by from photo to photo, at most
+
 SKIN_PER_MM = 3.0  # pixels of drawn skin to the millimetre, at that width
 
 
@@ -134,19 +149,28 @@ TRAITS = {
     "mottle": Trait(1.0, 1.0, 0.3, 0.08),
     "freckles": Trait(1.0, 1.0, 0.5, 0.1),
 }
+
 SKIN_SHARES = (0.06, 0.34, 0.48, 0.12)  # of people, in the order of SKIN_COLORS
+
 SKIN_RGB = {  # of lit skin on the back of the hand, 0 to 1
     "very fair": (0.95, 0.80, 0.72),
     "fair": (0.90, 0.72, 0.60),
     "medium": (0.80, 0.60, 0.46),
     "dark": (0.56, 0.39, 0.29),
 }
+
 PALM_RGB = (0.97, 0.76, 0.67)  # palms are half-way from the back's colour to this one
+
 AGE_SHARES = (33, 57, 27, 12, 9, 5)  # people of 11k Hands per age group (dorsal right)
+
 GENDER_CYCLE = ("female", "male", "female", "male", "female")  # 3 to 2, and both among any two
+
 POLISH_SHARE = 0.12  # of either gender, so that polish tells nothing about it
+
 WEARER_SHARE = 0.4  # of people with a ring or watch in a part of their photos
+
 WORN_PART = 0.4  # of a wearer's photos of an aspect
+
 SCAR_SHARE = 0.03  # of people with a scar (column irregularities)
 
 
@@ -224,23 +248,31 @@ FINGERS = {
     "ring": FingerPlan(-9.2, 80.0, 99.0, 9.1, 0.5, -7.0),
     "little": FingerPlan(-26.0, 72.0, 80.0, 7.9, 2.0, -18.0),
 }
+
 THUMB = FingerPlan(13.5, 22.0, 106.0, 11.2, 0.0, 0.0)
+
 WEB, PIP, DIP = 0.22, 0.47, 0.75  # finger's end of the palm, middle and last joint (of length)
+
 THUMB_MCP, THUMB_IP = 0.44, 0.735  # end of the palm and joint of the thumb
+
 # Half-widths: (place, half-width); fingers relative to length and to `half_width`.
 FINGER_KNOTS = (
     *((0, 1.02), (0.2, 1.0), (0.34, 0.95), (PIP, 1.0), (0.61, 0.89), (DIP, 0.885)),
     *((0.87, 0.84), (1, 0.7)),
 )
+
 THUMB_KNOTS = (
     *((0, 1.45), (0.2, 1.5), (0.36, 1.25), (0.47, 1.08), (0.6, 0.92), (0.74, 0.97)),
     *((0.87, 0.92), (1, 0.75)),
 )
+
 BODY_KNOTS = (  # of forearm and palm, mm
     *((-160, 34), (-70, 31), (-25, 28.5), (0, 27.5), (14, 29), (32, 34.5)),
     *((52, 37.5), (75, 38.5), (110, 38)),
 )
+
 BODY_START, BODY_END = -150.0, 104.0  # mm along the body
+
 TABLE_PER_MM = 8  # entries of a limb's table
 
 
@@ -744,7 +776,9 @@ POSE = {
     "shadow": Drift(0.20, 0.08, 0.005),  # darkness
     "blur": Drift(0.35, 0.25, 0.08),  # pixels at width 640
 }
+
 JUMP_SHARE, JUMP = 0.15, 3.5  # of steps that are large, and how much larger
+
 Pose = dict[str, float]
 
 
@@ -831,10 +865,15 @@ def limb_matrix(name: str, hand: Hand, pose: Pose) -> Array:
 
 
 Box = tuple[slice, slice]  # rows and columns of a photo
+
 Layer = tuple[Array, Array]  # colour (h, w, 3) and where it is (h, w)
+
 FILLET, FILLET_THUMB = 6.5, 10.0  # mm over which a finger and the palm melt into one another
+
 MELT_MM = 3.5  # unevenness smaller than this is smoothed there
+
 SLEEVE_MM = 4.5  # from skin to cloth
+
 GRAIN = 0.008  # of the camera, standard deviation in 0..1
 
 

@@ -1,8 +1,4 @@
-"""IGAENet: one backbone, one embedding, three heads (identity, gender, age group).
-
-Source: Baisa, arXiv 2303.15263; layer for layer after github.com/nathanlem1/IGAE-Net,
-model/models.py, with timm's backbones in place of torchvision's.
-"""
+"""The names of the paper's backbones, and what they stand for; any other name is timm's own."""
 
 from __future__ import annotations
 
@@ -11,10 +7,12 @@ import copy
 import difflib
 import http.client
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,30 @@ from huggingface_hub import try_to_load_from_cache
 from timm.layers import NormMlpClassifierHead
 from torch import Tensor, nn
 
-from backbones import BACKBONES, Backbone
+
+@dataclass(frozen=True)
+class Backbone:
+    """A timm model and the stochastic depth it is trained with."""
+
+    tag: str
+    drop_path: float = 0.0
+
+
+# The paper's names. Stochastic depth as in torchvision's models, which the paper trained.
+BACKBONES = {
+    "resnet50": Backbone("resnet50.tv2_in1k"),
+    "densenet121": Backbone("densenet121.tv_in1k"),
+    "convnext_t": Backbone("convnext_tiny.fb_in1k", drop_path=0.1),
+    "vit_b_16": Backbone("vit_base_patch16_224.augreg_in1k"),
+    "swin_t": Backbone("swin_tiny_patch4_window7_224.ms_in1k", drop_path=0.2),
+    "maxvit_t": Backbone("maxvit_tiny_tf_224.in1k", drop_path=0.2),
+}
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
 
 HUB_TIMEOUT = 8  # seconds until the weights' hub counts as out of reach
 

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 import dataset_11k_split
 import train
-from rows import ASPECTS, HAND_INFO_COLUMNS
+from dataset_11k import ASPECTS, HAND_INFO_COLUMNS
 
 # id, age, gender, skin colour, colour of the hand: every age group once, ids with leading zeros.
 PEOPLE = (

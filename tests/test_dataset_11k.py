@@ -17,22 +17,20 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
 
+from data.tables import read_rows
 from dataset_11k import (
+    AGE_GROUPS,
+    GENDERS,
     GREY,
     Augmentation,
     BatchSampler,
     HandsDataset,
     Item,
+    LabelSpace,
+    age_group,
     build_loader,
     open_photo,
     resize_size,
-)
-from rows import (
-    AGE_GROUPS,
-    GENDERS,
-    LabelSpace,
-    age_group,
-    read_rows,
 )
 from utils import UserError, one_line_errors
 

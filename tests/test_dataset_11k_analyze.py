@@ -15,7 +15,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 import dataset_11k_analyze as analyze
-from rows import HAND_INFO_COLUMNS, read_hand_info
+from data.tables import read_hand_info
+from dataset_11k import HAND_INFO_COLUMNS
 
 # id, age, gender, skin colour, accessories, nail polish, aspect, irregularities
 PHOTOS = [

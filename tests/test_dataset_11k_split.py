@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.splits import PROTOCOLS
+from dataset_11k import age_group
 from dataset_11k_split import (
     AspectSplit,
     leakage_table,
@@ -24,7 +26,6 @@ from dataset_11k_split import (
     split_rows,
 )
 from dataset_11k_synthetic import SyntheticConfig, hand_info_text
-from rows import PROTOCOLS, age_group
 
 ASPECTS = {
     "dorsal_dr": "dorsal right",

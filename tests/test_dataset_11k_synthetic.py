@@ -22,8 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import dataset_11k_synthetic as synthetic
+from data.tables import read_hand_info
+from dataset_11k import AGE_GROUPS, ASPECTS, GENDERS, HAND_INFO_COLUMNS, age_group
 from dataset_11k_synthetic import SyntheticConfig, main
-from rows import AGE_GROUPS, ASPECTS, GENDERS, HAND_INFO_COLUMNS, age_group, read_hand_info
 
 SMALL = ("--identities", "3", "--images_per_identity", "3", "--width", "64", "--processes", "1")
 SIZE = (320, 240)

@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from devices import describe_environment, prepare_determinism, resolve_device, seed_everything
-from utils import UserError
+from utils import (
+    UserError,
+    describe_environment,
+    prepare_determinism,
+    resolve_device,
+    seed_everything,
+)
 
 
 @pytest.mark.parametrize(

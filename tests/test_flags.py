@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flags import REQUIRED, build_config, config_parser, config_to_json, flag
+from utils import REQUIRED, build_config, config_parser, config_to_json, flag
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import model
-from backbones import BACKBONES
 from model import (
+    BACKBONES,
     IGAENet,
     ModelError,
     embedding_width,

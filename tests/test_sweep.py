@@ -22,13 +22,17 @@ import pytest
 
 import compare
 import dataset_11k_split
-import sweep
 import test as test_script
 import train
-import training
-from comparison import Cell, interval, read_results
-from configs import CompareConfig
-from sweep import Progress, duration_text, enumerate_cells, seconds_left
+from compare import (
+    CompareConfig,
+    Progress,
+    duration_text,
+    enumerate_cells,
+    read_results,
+    seconds_left,
+)
+from measures.across_runs import Cell, interval
 from utils import lock_file, logger
 
 QUICK = "--no-pretrained --image_size 32 --amp off --device cpu --num_workers 0"
@@ -81,9 +85,9 @@ def children(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
     stand_in = SimpleNamespace(
         Popen=InProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
     )
-    monkeypatch.setattr(sweep, "subprocess", stand_in)
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(sweep, "end_processes", lambda processes: None)
+    monkeypatch.setattr(compare, "subprocess", stand_in)
+    monkeypatch.setattr(compare, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(compare, "end_processes", lambda processes: None)
     monkeypatch.setattr(InProcess, "started", [])
     monkeypatch.setattr(InProcess, "fails", staticmethod(lambda command: False))
     return InProcess
@@ -374,7 +378,7 @@ def test_what_a_kill_left_before_and_within_training_goes_on(
     for name in (".lock", "train.log", ".config.77.tmp.json"):  # killed before its config.json
         (folders[0] / name).touch()
 
-    real = training.train_one_epoch
+    real = train.train_one_epoch
 
     def interrupted(*args: Any, epoch: int, **kwargs: Any) -> dict[str, float]:
         result = real(*args, epoch=epoch, **kwargs)
@@ -383,7 +387,7 @@ def test_what_a_kill_left_before_and_within_training_goes_on(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_one_epoch", interrupted)
+        patch.setattr(train, "train_one_epoch", interrupted)
         assert compare.main(flags) == 1
     assert [epochs_of(folder) for folder in folders] == [[1], [1]]
     children.scripts()
@@ -454,7 +458,7 @@ def test_one_comparison_at_a_time_and_runs_that_others_hold_wait(
     holder += " wait=False); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", holder, str(output / ".lock")]
     with subprocess.Popen(
-        command, cwd=sweep.HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=compare.HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
@@ -469,7 +473,7 @@ def test_one_comparison_at_a_time_and_runs_that_others_hold_wait(
         asked.append(folder.name)
         return asked == [f"dorsal_dr-paper-{BOTH[0]}-seed_42"]
 
-    monkeypatch.setattr(sweep, "is_held", held_at_first)
+    monkeypatch.setattr(compare, "is_held", held_at_first)
     assert compare.main(flags) == 0
     trained = [c[c.index("--backbone") + 1] for c in children.started if "--backbone" in c]
     assert trained == [BOTH[1], BOTH[0]]
@@ -509,15 +513,15 @@ def test_durations_as_text() -> None:
 def test_children_share_cpus_or_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(sweep, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(compare, "usable_cpus", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert sweep.child_environment(0, 1) == dict(os.environ)
-    assert sweep.child_environment(1, 3)["OMP_NUM_THREADS"] == "2"
+    assert compare.child_environment(0, 1) == dict(os.environ)
+    assert compare.child_environment(1, 3)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    gpus = [sweep.child_environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    gpus = [compare.child_environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert gpus == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    gpus = [sweep.child_environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)]
+    gpus = [compare.child_environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)]
     assert gpus == ["5", "7"]
 
 

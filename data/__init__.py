@@ -1,0 +1,1 @@
+"""From files to checked samples: CSV tables, splits, decoded photos."""

@@ -1,0 +1,515 @@
+"""Evaluation: one pass, scores over the whole set, files that another program can score again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy.special import logsumexp
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
+
+import test as test_script
+import train
+from data.splits import permute_labels
+from data.tables import read_hand_info, read_rows
+from dataset_11k import TASKS
+from engine.checkpoint import load_checkpoint
+from engine.loop import load_predictor
+
+
+def evaluate(checkpoint: Path, root: Path, *flags: str, aspect: str = "dorsal_dr") -> int:
+    attributes = root / "sub_dataset" / f"{aspect}.csv"
+    quick = ["--num_workers", "0", "--device", "cpu"]
+    return test_script.main(
+        ["--checkpoint", str(checkpoint), "--attributes_file", str(attributes), *quick, *flags]
+    )
+
+
+def results_of(checkpoint: Path, split: str = "val") -> Path:
+    return checkpoint.with_name(f"{checkpoint.stem}-dorsal_dr-{split}")
+
+
+def test_scores_equal_scikit_learns_from_predictions_csv(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    assert evaluate(tiny_checkpoint, split_root, "--batch_size", "5") == 0
+    folder = results_of(tiny_checkpoint)
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    tasks = json.loads((folder / "metrics.json").read_text())["tasks"]
+    for task in TASKS:
+        true, predicted = table[f"{task}_true"], table[f"{task}_pred"]
+        known = true.isin(load_checkpoint(tiny_checkpoint)["label_space"][task])
+        assert known.all()
+        assert tasks[task]["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+        with warnings.catch_warnings():  # classes predicted that are not in the truth
+            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+            expected = balanced_accuracy_score(true, predicted)
+        assert tasks[task]["balanced_accuracy"] == pytest.approx(expected)
+        assert tasks[task]["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+
+
+def test_scores_equal_those_of_the_training(tiny_checkpoint: Path, split_root: Path) -> None:
+    evaluate(tiny_checkpoint, split_root)
+    tasks = json.loads((results_of(tiny_checkpoint) / "metrics.json").read_text())["tasks"]
+    stored = load_checkpoint(tiny_checkpoint)["metrics"]
+    for task in TASKS:
+        assert tasks[task]["balanced_accuracy"] == stored[f"val_balanced_accuracy_{task}"]
+
+
+def test_batch_size_changes_no_label_and_no_file_but_in_rounding(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    tables, measures = [], []
+    for batch_size in ("1", "7", "64"):
+        evaluate(tiny_checkpoint, split_root, "--batch_size", batch_size)
+        folder = results_of(tiny_checkpoint)
+        tables.append(pd.read_csv(folder / "predictions.csv", dtype={"identity_true": str}))
+        measures.append(json.loads((folder / "metrics.json").read_text())["tasks"])
+    for other in tables[1:]:
+        for task in TASKS:
+            assert (other[f"{task}_pred"] == tables[0][f"{task}_pred"]).all()
+            assert (other[f"{task}_prob"] - tables[0][f"{task}_prob"]).abs().max() < 1e-4
+    flat = [pd.json_normalize(tasks).iloc[0].to_dict() for tasks in measures]
+    for other_measures in flat[1:]:
+        assert other_measures == pytest.approx(flat[0], abs=1e-4, nan_ok=True)
+
+
+def test_files_hold_what_other_programs_rely_on(tiny_checkpoint: Path, split_root: Path) -> None:
+    evaluate(tiny_checkpoint, split_root)
+    folder = results_of(tiny_checkpoint)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = read_rows(split_root / "trainval" / "dorsal_dr" / "val.csv")
+    assert metrics["protocol"] == "paper"
+    assert metrics["aspect"] == "dorsal_dr"
+    assert metrics["split"] == "val"
+    assert metrics["backbone"] == "test_resnet"
+    assert metrics["n_images"] == len(rows)
+    assert metrics["selected_on_reported_split"] is True
+    assert metrics["calibrated_on_reported_split"] is True
+    assert metrics["cross_hand"] is None
+    assert metrics["split_as_at_training"] is True
+    for values in metrics["tasks"].values():
+        names = ("accuracy", "balanced_accuracy", "macro_f1", "batch_mean_balanced_accuracy")
+        assert all(0 <= values[name] <= 1 for name in names)
+
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    columns = [f"{task}_{part}" for task in TASKS for part in ("true", "pred", "prob")]
+    assert list(table.columns) == ["image_path", *columns]
+    assert table["image_path"].tolist() == rows["image_path"].tolist()
+    assert table["identity_true"].tolist() == rows["id"].tolist()
+
+    arrays = np.load(folder / "predictions.npz")
+    assert arrays["embedding"].shape[0] == len(rows)
+    for task in TASKS:
+        classes = arrays[f"{task}_classes"]
+        assert arrays[f"{task}_logits"].shape == (len(rows), len(classes))
+        assert classes[arrays[f"{task}_true"]].tolist() == table[f"{task}_true"].tolist()
+        predicted = classes[arrays[f"{task}_logits"].argmax(axis=1)]
+        assert predicted.tolist() == table[f"{task}_pred"].tolist()
+        fitted = load_checkpoint(tiny_checkpoint)["temperature"][task]
+        assert float(arrays[f"{task}_temperature"]) == fitted
+    for name in (*(f"confusion_{task}" for task in TASKS), "sample_grid"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.format == "PNG"
+
+
+def test_it_prints_accuracies_and_three_reports(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(tiny_checkpoint, split_root)
+    printed = capsys.readouterr().out
+    for task in TASKS:
+        assert f"{task} classification report" in printed
+    assert printed.count("weighted avg") == 3
+    assert "chose the epoch" in printed
+
+
+def test_the_train_rows_can_be_evaluated(tiny_checkpoint: Path, split_root: Path) -> None:
+    assert evaluate(tiny_checkpoint, split_root, "--split", "train") == 0
+    metrics = json.loads((results_of(tiny_checkpoint, "train") / "metrics.json").read_text())
+    assert metrics["selected_on_reported_split"] is False
+
+
+def test_another_aspect_is_refused(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tiny_checkpoint, split_root, aspect="palmar_pl") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "trained on dorsal_dr" in error
+    assert "palmar_pl" in error
+
+
+def test_other_people_are_refused(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
+    attributes.write_text(attributes.read_text().replace(",0000041,", ",0009999,"))
+    assert evaluate(tiny_checkpoint, split_root) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "0009999" in error
+    assert "0000041" in error
+    assert not results_of(tiny_checkpoint).exists()
+
+
+def test_a_changed_split_is_said_and_recorded(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    val = split_root / "trainval" / "dorsal_dr" / "val.csv"
+    val.write_text("".join(val.read_text().splitlines(keepends=True)[:-1]))
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    assert "is not the file that was there at the training" in capsys.readouterr().err
+    metrics = json.loads((results_of(tiny_checkpoint) / "metrics.json").read_text())
+    assert metrics["split_as_at_training"] is False
+
+
+def test_a_photo_that_cannot_be_decoded_leaves_no_results(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = read_rows(split_root / "trainval" / "dorsal_dr" / "val.csv")["name"][2]
+    (split_root / "Hands" / name).write_bytes(b"no picture")
+    assert evaluate(tiny_checkpoint, split_root) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert name in error
+    assert "row 3" in error
+    assert not results_of(tiny_checkpoint).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--checkpoint"),
+        (["--checkpoint", "x.pth", "--batch_size", "0"], "--batch_size"),
+        (["--checkpoint", "x.pth", "--num_workers", "-1"], "--num_workers"),
+        (["--checkpoint", "x.pth", "--split", "all"], "--split"),
+    ],
+)
+def test_bad_flags_exit_with_2(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        test_script.main(flags)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_or_foreign_checkpoint_gets_one_line(
+    tmp_path: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tmp_path / "none.pth", split_root) == 1
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"weight": torch.zeros(2)}, foreign)
+    assert evaluate(foreign, split_root) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "not found" in errors[0]
+    assert "no IGAE-Net checkpoint" in errors[1]
+
+
+# ----------------------------------------------------------------------------- all the measures
+
+
+def metrics_of(checkpoint: Path, split: str = "val", aspect: str = "dorsal_dr") -> Any:
+    folder = checkpoint.with_name(f"{checkpoint.stem}-{aspect}-{split}")
+    return json.loads((folder / "metrics.json").read_text()), np.load(folder / "predictions.npz")
+
+
+def probabilities(arrays: Any, task: str) -> np.ndarray:
+    scaled = arrays[f"{task}_logits"].astype(float) / float(arrays[f"{task}_temperature"])
+    return np.exp(scaled - logsumexp(scaled, axis=1, keepdims=True))
+
+
+def test_measures_equal_scikit_learns_from_predictions_npz(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    for task in TASKS:
+        found, true = metrics["tasks"][task], arrays[f"{task}_true"]
+        likely = probabilities(arrays, task)
+        classes = np.arange(likely.shape[1])
+        assert found["log_loss"] == pytest.approx(log_loss(true, likely, labels=classes))
+        assert found["brier"] == pytest.approx(
+            ((likely - np.eye(len(classes))[true]) ** 2).sum(1).mean() / 2
+        )
+        assert found["log_loss"] <= found["before_temperature"]["log_loss"] + 1e-9
+        assert found["temperature"] == float(arrays[f"{task}_temperature"])
+        sure = found["intervals"]["balanced_accuracy"]
+        assert sure["low"] <= found["balanced_accuracy"] <= sure["high"]
+        assert sure["n_people"] == len(set(arrays["people"]))
+
+        most = np.full(len(true), arrays[f"{task}_train_counts"].argmax())
+        control = found["controls"]["majority_class"]
+        assert control["accuracy"] == pytest.approx((most == true).mean())
+    identity, gender, age = (metrics["tasks"][task] for task in TASKS)
+    logits = arrays["identity_logits"]
+    for k, name in ((1, "top_1"), (5, "top_5")):
+        expected = top_k_accuracy_score(arrays["identity_true"], logits, k=k, labels=np.arange(6))
+        assert identity[name] == identity["cmc"][str(k)] == pytest.approx(expected)
+    male = probabilities(arrays, "gender")[:, 1]
+    assert gender["roc_auc"] == pytest.approx(roc_auc_score(arrays["gender_true"], male))
+    expected_age = probabilities(arrays, "age") @ arrays["mean_ages"]
+    assert age["mae_years"] == pytest.approx(np.abs(expected_age - arrays["age_years"]).mean())
+    kappa = cohen_kappa_score(
+        arrays["age_true"], arrays["age_logits"].argmax(1), labels=np.arange(6), weights="quadratic"
+    )
+    assert age["quadratic_weighted_kappa"] == pytest.approx(kappa)
+
+    named = logits.argmax(axis=1)
+    rows = read_rows(split_root / "trainval" / "dorsal_dr" / "train.csv")
+    gender_of = dict(zip(rows["id"], rows["gender"], strict=True))
+    said = [gender_of[arrays["identity_classes"][i]] for i in named]
+    right = np.array(said) == arrays["gender_classes"][arrays["gender_true"]]
+    assert gender["controls"]["identity_lookup"]["accuracy"] == pytest.approx(right.mean())
+    assert identity["verification"]["all_pairs"]["eer"] is not None
+
+
+def test_an_older_checkpoint_has_no_temperature_and_no_control(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    state = torch.load(tiny_checkpoint, weights_only=True)
+    del state["temperature"], state["training"], state["config"]["fold"]
+    torch.save(state, tiny_checkpoint)
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    assert metrics["calibrated_on_reported_split"] is False
+    assert metrics["tasks"]["age"]["mae_years"] is None
+    assert "mean_ages" not in arrays
+    for task in TASKS:
+        assert metrics["tasks"][task]["temperature"] == 1.0
+        assert metrics["tasks"][task]["controls"] == {}
+
+
+def test_strangers_are_matched(
+    disjoint_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert evaluate(disjoint_checkpoint, split_root) == 0
+    printed = capsys.readouterr().out
+    assert "identity classification report" not in printed
+    assert "Nobody here was trained on" in printed
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
+    assert (metrics["fold"], metrics["split"]) == (1, "test")
+    assert metrics["selected_on_reported_split"] is False
+    assert metrics["split_as_at_training"] is True
+    identity = metrics["tasks"]["identity"]
+    assert identity["n_images"] == 0
+    assert identity["balanced_accuracy"] is None
+
+    units = arrays["embedding"].astype(float)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    similarity, people = units @ units.T, arrays["people"]
+    hits = []
+    for gallery in arrays["galleries"]:
+        for query in set(range(len(people))) - set(gallery):
+            own = similarity[query, gallery][people[gallery] == people[query]].max()
+            others = similarity[query, gallery][people[gallery] != people[query]]
+            hits.append(own > others.max())
+    found = identity["matching"]
+    assert found["n_galleries"] == len(arrays["galleries"]) == 10
+    assert found["all_pairs"]["rank_1"] == pytest.approx(np.mean(hits))
+    precision = []
+    for query in range(len(people)):
+        other = np.arange(len(people)) != query
+        same = people[other] == people[query]
+        precision.append(average_precision_score(same, similarity[query, other]))
+    assert found["all_pairs"]["mAP"] == pytest.approx(np.mean(precision))
+    assert {"rank_1", "mAP", "eer"} == found["all_pairs"]["intervals"].keys()
+    assert found["beyond_2_frames"]["n_genuine"] < found["all_pairs"]["n_genuine"]
+    assert found["controls"]["chance"]["rank_1"] == 0.5
+
+
+def test_headline_numbers_are_printed_with_interval_and_controls(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(tiny_checkpoint, split_root)
+    printed = capsys.readouterr().out
+    metrics, _ = metrics_of(tiny_checkpoint)
+    gender = metrics["tasks"]["gender"]
+    sure, lines = gender["intervals"]["balanced_accuracy"], printed.splitlines()
+    (head,) = (x for x in lines if "95 % interval" in x)
+    (line,) = (x for x in lines if x.startswith("gender, balanced accuracy"))
+    end = head.index("people") + len("people")
+    table = lines[lines.index(head) + 1 : lines.index(line) + 1]
+    assert all(x[:end].endswith(f" few: {sure['n_people']}") for x in table)
+    assert all(len(x) == len(head) for x in table)
+    numbers = [gender["balanced_accuracy"], sure["low"], sure["high"]]
+    numbers += [gender["controls"][name]["balanced_accuracy"] for name in gender["controls"]]
+    assert [f"{x:.4f}" for x in numbers] == re.findall(r"\d\.\d{4}", line)
+    assert "people are known again, not that gender or age is read" in printed
+
+
+def test_val_of_strangers_is_matched_as_in_training(
+    disjoint_checkpoint: Path, split_root: Path
+) -> None:
+    assert evaluate(disjoint_checkpoint, split_root, "--split", "val") == 0
+    metrics, _ = metrics_of(disjoint_checkpoint, "val")
+    stored = load_checkpoint(disjoint_checkpoint)["metrics"]
+    matching = metrics["tasks"]["identity"]["matching"]["all_pairs"]
+    assert matching["rank_1"] == pytest.approx(stored["val_rank_1"])
+    assert metrics["selected_on_reported_split"] is True
+
+
+def test_another_aspect_is_asked_for_gender_and_age(
+    disjoint_checkpoint: Path, split_root: Path
+) -> None:
+    other = ["--test_attributes_file", str(split_root / "sub_dataset" / "palmar_pl.csv")]
+    assert evaluate(disjoint_checkpoint, split_root, *other) == 0
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test", "palmar_pl")
+    assert metrics["cross_hand"] == {
+        "trained_on": "dorsal_dr",
+        "people_left_out_as_trained_on": 0,
+    }
+    assert metrics["aspect"] == "palmar_pl"
+    assert metrics["tasks"]["identity"] is None
+    assert metrics["tasks"]["gender"]["n_images"] == len(arrays["people"]) == 8
+    trained = load_checkpoint(disjoint_checkpoint)["label_space"]["identity"]
+    assert not set(arrays["people"]) & set(trained)
+
+
+def test_another_aspect_without_a_stranger_is_refused(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for aspect, expected in (
+        ("palmar_pl", "lists no photo of people who were not trained on"),
+        ("dorsal_dr", "is the aspect that was trained on; leave it out"),
+    ):
+        other = ["--test_attributes_file", str(split_root / "sub_dataset" / f"{aspect}.csv")]
+        assert evaluate(tiny_checkpoint, split_root, *other) == 1
+        assert expected in capsys.readouterr().err
+
+
+def test_a_split_that_the_protocol_has_not(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tiny_checkpoint, split_root, "--split", "test") == 1
+    assert "--split test: protocol paper has train, val" in capsys.readouterr().err
+
+
+def test_trained_people_among_the_strangers_and_damaged_galleries(
+    disjoint_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = split_root / "trainval" / "subject-disjoint" / "dorsal_dr" / "fold_1"
+    gallery = (drawn / "gallery.csv").read_text(encoding="utf-8")
+    (drawn / "gallery.csv").write_text(gallery.replace("Hand_", "Other_"), encoding="utf-8")
+    assert evaluate(disjoint_checkpoint, split_root) == 1
+    assert "does not draw one photo of every person" in capsys.readouterr().err
+    shutil.copyfile(drawn / "train.csv", drawn / "test.csv")
+    assert evaluate(disjoint_checkpoint, split_root) == 1
+    assert "shows 2 people that" in capsys.readouterr().err
+
+
+def test_slices_know_skin_colour_and_accessories_where_hand_info_lies(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    info = read_hand_info(split_root / "HandInfo.csv").set_index("imageName")
+    evaluate(tiny_checkpoint, split_root)
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    names = read_rows(split_root / "trainval" / "dorsal_dr" / "val.csv")["name"]
+    assert arrays["slice_skin_color"].tolist() == info.loc[names, "skinColor"].tolist()
+    assert set(arrays["slice_accessories"]) == {"none"}
+    slices = metrics["tasks"]["identity"]["slices"]
+    assert list(slices) == ["gender", "age", "skin_color", "accessories"]
+    (split_root / "HandInfo.csv").unlink()
+    evaluate(tiny_checkpoint, split_root)
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    assert list(metrics["tasks"]["identity"]["slices"]) == ["gender", "age"]
+
+
+def test_what_training_gives_away_and_how_to_repeat_it_is_recorded(
+    tiny_checkpoint: Path, split_root: Path
+) -> None:
+    evaluate(tiny_checkpoint, split_root)
+    metrics, _ = metrics_of(tiny_checkpoint)
+    drawn = split_root / "trainval" / "dorsal_dr"
+    val, trained = (read_rows(drawn / f"{split}.csv") for split in ("val", "train"))
+    for gap in (1, 2, 5):
+        near = [
+            any(
+                who == other and abs(int(name[5:12]) - int(photo[5:12])) <= gap
+                for other, photo in zip(trained["id"], trained["name"], strict=True)
+            )
+            for who, name in zip(val["id"], val["name"], strict=True)
+        ]
+        assert metrics["leakage"][f"within_{gap}"] == pytest.approx(np.mean(near))
+    assert metrics["leakage"]["person_in_train"] == val["id"].isin(trained["id"]).mean()
+    assert metrics["command"].startswith("python test.py --checkpoint ")
+    state = load_checkpoint(tiny_checkpoint)
+    assert metrics["training"]["config"] == state["config"]
+    assert metrics["training"]["fingerprints"] == state["fingerprints"]
+    assert metrics["photos"] == str(split_root / "Hands")
+    assert metrics["permuted_labels"] is False
+
+    (drawn / "train.csv").unlink()
+    evaluate(tiny_checkpoint, split_root)
+    assert metrics_of(tiny_checkpoint)[0]["leakage"] is None
+
+
+def test_likelihood_ratios_of_strangers_are_calibrated_on_val(
+    disjoint_checkpoint: Path, split_root: Path
+) -> None:
+    assert evaluate(disjoint_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
+    drawn = split_root / "trainval" / "subject-disjoint" / "dorsal_dr" / "fold_1"
+    val = read_rows(drawn / "val.csv")
+    assert arrays["calibration_people"].tolist() == val["id"].tolist()
+    assert not set(arrays["calibration_people"]) & set(arrays["people"])
+    ratios = metrics["tasks"]["identity"]["matching"]["all_pairs"]["likelihood_ratio"]
+    assert ratios["calibration_people"] == val["id"].nunique()
+    (drawn / "val.csv").write_text("".join((drawn / "val.csv").read_text().splitlines(True)[:-1]))
+    assert evaluate(disjoint_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
+    assert metrics["tasks"]["identity"]["matching"]["all_pairs"]["likelihood_ratio"] is None
+    assert "calibration_embedding" not in arrays
+
+
+def test_permuted_labels_are_a_control_of_training_and_test_alike(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attributes, run = split_root / "sub_dataset" / "dorsal_dr.csv", tmp_path / "permuted"
+    flags = "--backbone test_resnet --no-pretrained --image_size 32 --amp off --device cpu"
+    flags += " --num_workers 0 --batch_size 8 --N_epochs 1 --permute_labels --seed 3"
+    given = ["--attributes_file", str(attributes), "--run_dir", str(run)]
+    assert train.main([*given, *flags.split()]) == 0
+    (checkpoint,) = run.glob("*-best.pth")
+    assert evaluate(checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(checkpoint)
+    assert metrics["permuted_labels"] is True
+    assert "permuted between people: a control, no result" in capsys.readouterr().out
+    assert metrics["split_as_at_training"] is True
+    assert metrics["leakage"] is not None
+    everyone = read_rows(attributes)
+    rows = read_rows(split_root / "trainval" / "dorsal_dr" / "val.csv")
+    expected = permute_labels(rows, everyone, 3)
+    assert arrays["age_years"].tolist() == expected["age"].tolist() != rows["age"].tolist()
+    other = ["--test_attributes_file", str(split_root / "sub_dataset" / "palmar_pl.csv")]
+    assert evaluate(checkpoint, split_root, *other) == 1
+    assert "--permute_labels" in capsys.readouterr().err
+
+
+def test_a_cpu_takes_few_photos_at_once_unless_asked(tiny_checkpoint: Path) -> None:
+    state = load_checkpoint(tiny_checkpoint)
+    for asked, expected in ((None, 16), (5, 5)):
+        assert (
+            load_predictor(state, device="cpu", amp=None, batch_size=asked).batch_size == expected
+        )
