@@ -88,16 +88,15 @@ from utils import (
     DEVICES,
     UserError,
     build_config,
-    config_parser,
+    build_parser,
     config_to_json,
     describe_environment,
-    end_with_parent,
     flag,
     git_commit,
     logger,
     one_line_errors,
-    prepare_determinism,
     resolve_device,
+    set_determinism,
     setup_logging,
     write_json,
 )
@@ -484,7 +483,6 @@ def begin_child(start_method: str) -> None:
     """Let this process start children in that way, and end with its parent or at Ctrl-C."""
     multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was interrupted
-    end_with_parent()
 
 
 @contextmanager
@@ -795,7 +793,7 @@ def begin_trial(
     """
     global trial
     setup_logging()
-    prepare_determinism(resolve_device(config.device), config.deterministic)
+    set_determinism(resolve_device(config.device), config.deterministic)
     trial = Trial(prepare(config, data, folder, plain=plain), seconds)
     return trial.variant.resolved
 
@@ -846,7 +844,7 @@ def first_step(config: TrainConfig, plain: bool, folder: Path, began: float) -> 
     set_compiler_cache(folder)
     setup_logging()
     device = resolve_device(config.device)
-    prepare_determinism(device, config.deterministic)
+    set_determinism(device, config.deterministic)
     variant = prepare(config, read_run_data(config), folder, plain=plain)
     ended: list[float] = []
 
@@ -903,7 +901,7 @@ def compile_once(config: TrainConfig, folder: Path, seconds: float) -> dict[str,
     set_compiler_cache(folder)
     setup_logging()
     device = resolve_device(config.device)
-    prepare_determinism(device, config.deterministic)
+    set_determinism(device, config.deterministic)
     config = replace(config, cache="none", cache_dir=None, num_workers=0)  # a single batch is read
     variant = prepare(replace(config, compile="off"), read_run_data(config), folder)
     batch, size = variant.batch_on_device(), config.batch_size
@@ -1299,7 +1297,7 @@ def measure_and_write(config: BenchmarkConfig) -> None:
     """Measure what the flags ask for, write the results as they come, print the table."""
     setup_logging()
     device = resolve_device(config.device)
-    prepare_determinism(device, deterministic=False)
+    set_determinism(device, deterministic=False)
     check_asked(config)
     facts = {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -1326,7 +1324,7 @@ def measure_and_write(config: BenchmarkConfig) -> None:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = config_parser(BenchmarkConfig, __doc__)
+    parser = build_parser(BenchmarkConfig, __doc__)
     config = build_config(parser, BenchmarkConfig, vars(parser.parse_args(argv)))
     measure_and_write(config)
     return 0

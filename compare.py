@@ -40,6 +40,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from data.splits import PROTOCOLS, SplitFiles, locate
 from data.tables import WRITE_CSV, advise
@@ -69,7 +70,6 @@ from measures.across_runs import (
     results_table,
 )
 from measures.bootstrap import CONFIDENCE, Difference, Interval
-from model import safe_name
 from pages.figures import save_figure
 from pages.wording import CONTROLS
 from train import TrainConfig, read_run_data
@@ -77,12 +77,12 @@ from utils import (
     UserError,
     atomic_write,
     build_config,
-    config_parser,
+    build_parser,
     config_to_json,
     flag,
-    lock_file,
     logger,
     one_line_errors,
+    safe_name,
     setup_logging,
     usable_cpus,
 )
@@ -896,7 +896,7 @@ def is_held(folder: Path) -> bool:
     """Return whether a process trains in the folder, as one may that a killed compare.py left."""
     try:
         if folder.exists():
-            lock_run(folder).close()
+            lock_run(folder).release()
     except UserError:
         return True
     return False
@@ -1149,8 +1149,9 @@ def run_sweep(
         return 0
     config.output.mkdir(parents=True, exist_ok=True)
     try:
-        lock = lock_file(config.output / ".lock", wait=False)
-    except OSError as error:
+        lock = FileLock(config.output / ".lock", timeout=0)
+        lock.acquire()
+    except (OSError, Timeout) as error:
         raise UserError(f"another compare.py works in {config.output}; wait for it") from error
     setup_logging(config.output / "compare.log")
     with lock:
@@ -1179,10 +1180,10 @@ def read_flags(
     argv: Sequence[str] | None,
 ) -> tuple[CompareConfig, list[str], dict[str, Any], argparse.ArgumentParser]:
     """Return the configuration, train.py's flags as text and by name, and train.py's parser."""
-    parser = config_parser(CompareConfig, __doc__)
+    parser = build_parser(CompareConfig, __doc__)
     values, flags = parser.parse_known_args(argv)
     config = build_config(parser, CompareConfig, vars(values))
-    train_parser = config_parser(TrainConfig, None)
+    train_parser = build_parser(TrainConfig, None)
     train_parser.prog, train_parser.usage = parser.prog, parser.format_usage()[7:]
     given = vars(train_parser.parse_args(flags))
     for name in OWN_FLAGS:

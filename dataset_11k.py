@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,147 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from utils import UserError
+
+# ----------------------------------------------------------------------------- facts and tasks
+
+DATA_URL = "https://sites.google.com/view/11khands"
+
+HAND_INFO_COLUMNS = (
+    "id",
+    "age",
+    "gender",
+    "skinColor",
+    "accessories",
+    "nailPolish",
+    "aspectOfHand",
+    "imageName",
+    "irregularities",
+)
+
+SPLIT_COLUMNS = ("image_path", "id", "gender", "age")
+
+# File name -> value of the column aspectOfHand, in the order the published split draws them.
+ASPECTS = {
+    "dorsal_dr": "dorsal right",
+    "dorsal_dl": "dorsal left",
+    "palmar_pr": "palmar right",
+    "palmar_pl": "palmar left",
+}
+
+GENDERS = ("female", "male")
+
+SKIN_COLORS = ("very fair", "fair", "medium", "dark")
+
+# Name -> first and last age in whole years, both inclusive.
+AGE_GROUPS = {
+    "0-20": (0, 20),
+    "21": (21, 21),
+    "22": (22, 22),
+    "23": (23, 23),
+    "24-30": (24, 30),
+    "31-75": (31, 75),
+}
+
+# The ages that occur in 11k Hands; others are counted into the first or the last group.
+AGE_RANGE = (18, 75)
+
+
+def age_group(age: int) -> str:
+    """Return the name of the group that `age`, in whole years, belongs to."""
+    names = list(AGE_GROUPS)
+    return next((name for name in names if age <= AGE_GROUPS[name][1]), names[-1])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question asked of every photo: one head of the network, one row of `TASKS`.
+
+    column: of HandInfo.csv and of the split CSVs.
+    title: the task's name in tables, figures and reports.
+    classes: class names in order; None: the values in the training samples, sorted as text.
+    class_of: turns a cell (text; whole years if `in_years`) into a class name.
+    pattern: regular expression of a legal cell; empty: one of `classes`.
+    expected: what a legal cell holds, for messages.
+    in_years: whether the cells are ages and the classes consecutive age ranges.
+    loss: key of `engine.losses.LOSSES`.
+    weight: of the task's loss in the sum.
+    """
+
+    column: str
+    title: str
+    classes: tuple[str, ...] | None = None
+    class_of: Callable[[Any], str] = str
+    pattern: str = ""
+    expected: str = ""
+    in_years: bool = False
+    loss: str = "cross_entropy"
+    weight: float = 1.0
+
+
+TASKS = {
+    "identity": Task("id", "identity", pattern=r".*\S.*", expected="a person's id"),
+    "gender": Task("gender", "gender", GENDERS),
+    "age": Task(
+        "age",
+        "age group",
+        tuple(AGE_GROUPS),
+        class_of=age_group,
+        pattern="[0-9]{1,3}",
+        expected="a whole number of years",
+        in_years=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The class names of each task that is trained; the index of a name is its class index."""
+
+    names: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of_samples(cls, samples: pd.DataFrame, tasks: Sequence[str] = tuple(TASKS)) -> LabelSpace:
+        """Return the classes of `tasks`; open ones (people) are those that occur in `samples`."""
+        names = {}
+        for task in tasks:
+            classes = TASKS[task].classes
+            found = tuple(sorted(set(class_names(samples, task)) - {""}))
+            names[task] = found if classes is None else classes
+        return cls(names)
+
+    @classmethod
+    def from_json(cls, names: dict[str, list[str]]) -> LabelSpace:
+        """Return the space that `to_json` described."""
+        return cls({task: tuple(classes) for task, classes in names.items()})
+
+    def to_json(self) -> dict[str, list[str]]:
+        """Return the class names as lists, for a checkpoint."""
+        return {task: list(names) for task, names in self.names.items()}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks in the order of heads and label columns."""
+        return tuple(self.names)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of classes of each task."""
+        return {task: len(names) for task, names in self.names.items()}
+
+    def encode(self, samples: pd.DataFrame) -> np.ndarray:
+        """Return class indices, (n_samples, n_tasks) int64 in the order of `tasks`; -1: unknown."""
+        columns = []
+        for task, names in self.names.items():
+            index = {name: i for i, name in enumerate(names)}
+            columns.append([index.get(name, -1) for name in class_names(samples, task)])
+        return np.array(columns, dtype=np.int64).reshape(len(self.names), len(samples)).T
+
+
+def class_names(samples: pd.DataFrame, task: str) -> list[str]:
+    """Return the true class name of every sample; an empty cell (unknown) stays empty."""
+    row = TASKS[task]
+    return [row.class_of(cell) if cell != "" else "" for cell in samples[row.column]]
+
 
 # ----------------------------------------------------------------------------- pixels
 
@@ -351,104 +492,3 @@ def build_loader(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
     )
-
-
-DATA_URL = "https://sites.google.com/view/11khands"
-
-HAND_INFO_COLUMNS = (
-    "id",
-    "age",
-    "gender",
-    "skinColor",
-    "accessories",
-    "nailPolish",
-    "aspectOfHand",
-    "imageName",
-    "irregularities",
-)
-
-SPLIT_COLUMNS = ("image_path", "id", "gender", "age")
-
-# File name -> value of the column aspectOfHand, in the order the published split draws them.
-ASPECTS = {
-    "dorsal_dr": "dorsal right",
-    "dorsal_dl": "dorsal left",
-    "palmar_pr": "palmar right",
-    "palmar_pl": "palmar left",
-}
-
-GENDERS = ("female", "male")
-
-SKIN_COLORS = ("very fair", "fair", "medium", "dark")
-
-# Name -> first and last age in whole years, both inclusive.
-AGE_GROUPS = {
-    "0-20": (0, 20),
-    "21": (21, 21),
-    "22": (22, 22),
-    "23": (23, 23),
-    "24-30": (24, 30),
-    "31-75": (31, 75),
-}
-
-# The ages that occur in 11k Hands; others are counted into the first or the last group.
-AGE_RANGE = (18, 75)
-
-TASKS = ("identity", "gender", "age")
-
-
-def age_group(age: int) -> str:
-    """Return the name of the group that `age`, in whole years, belongs to."""
-    names = list(AGE_GROUPS)
-    return next((name for name in names if age <= AGE_GROUPS[name][1]), names[-1])
-
-
-# ----------------------------------------------------------------------------- labels
-
-
-@dataclass(frozen=True)
-class LabelSpace:
-    """The class names of each task; a name's index is its place.
-
-    The people are sorted as text; genders and age groups are always all there.
-    """
-
-    names: dict[str, tuple[str, ...]]
-
-    @classmethod
-    def of_people(cls, ids: Sequence[str]) -> LabelSpace:
-        """Return the space of the people in `ids` (repeats allowed)."""
-        people = tuple(sorted(set(ids)))
-        return cls({"identity": people, "gender": GENDERS, "age": tuple(AGE_GROUPS)})
-
-    @classmethod
-    def from_json(cls, names: dict[str, list[str]]) -> LabelSpace:
-        """Return the space that `to_json` described."""
-        return cls({task: tuple(names[task]) for task in TASKS})
-
-    def to_json(self) -> dict[str, list[str]]:
-        """Return the class names as lists, for a checkpoint."""
-        return {task: list(names) for task, names in self.names.items()}
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The number of classes of each task."""
-        return {task: len(names) for task, names in self.names.items()}
-
-    def encode(self, rows: pd.DataFrame) -> np.ndarray:
-        """Return class indices, (n_rows, n_tasks) int64 in the order of `TASKS`; -1: unknown."""
-        texts = class_names(rows)
-        columns = []
-        for task in TASKS:
-            index = {name: i for i, name in enumerate(self.names[task])}
-            columns.append([index.get(name, -1) for name in texts[task]])
-        return np.array(columns, dtype=np.int64).reshape(len(TASKS), len(rows)).T
-
-
-def class_names(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the true class name of every row, per task."""
-    return {
-        "identity": rows["id"].tolist(),
-        "gender": rows["gender"].tolist(),
-        "age": [age_group(age) for age in rows["age"]],
-    }

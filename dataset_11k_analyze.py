@@ -26,7 +26,7 @@ from utils import (
     UserError,
     atomic_write,
     build_config,
-    config_parser,
+    build_parser,
     flag,
     one_line_errors,
     setup_logging,
@@ -361,7 +361,7 @@ def plot_images_per_person(counts: pd.DataFrame, path: Path) -> None:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = config_parser(AnalyzeConfig, __doc__)
+    parser = build_parser(AnalyzeConfig, __doc__)
     config = build_config(parser, AnalyzeConfig, vars(parser.parse_args(argv)))
     setup_logging()
 

@@ -41,7 +41,7 @@ from utils import (
     UserError,
     atomic_write,
     build_config,
-    config_parser,
+    build_parser,
     flag,
     logger,
     one_line_errors,
@@ -507,7 +507,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\n{name}\n  " + protocol.reason.replace("\n", "\n  ")
         for name, protocol in PROTOCOLS.items()
     ]
-    parser = config_parser(SplitConfig, f"{__doc__}{''.join(reasons)}")
+    parser = build_parser(SplitConfig, f"{__doc__}{''.join(reasons)}")
     config = build_config(parser, SplitConfig, vars(parser.parse_args(argv)))
     setup_logging()
 

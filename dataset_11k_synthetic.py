@@ -36,8 +36,7 @@ from utils import (
     UserError,
     atomic_write,
     build_config,
-    config_parser,
-    end_with_parent,
+    build_parser,
     flag,
     logger,
     one_line_errors,
@@ -1284,6 +1283,18 @@ def ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
 
 
+def end_with_parent() -> None:
+    """Let this process, a child of multiprocessing, end when its parent does, however it does."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def prepare_worker() -> None:
     """Leave Ctrl-C to the parent (where that is not inherited), and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -1487,7 +1498,7 @@ def write_contact_sheet(config: SyntheticConfig, output: Path, path: Path) -> No
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the set, unless it is there, and its contact sheet where asked for."""
-    parser = config_parser(SyntheticConfig, __doc__)
+    parser = build_parser(SyntheticConfig, __doc__)
     config = build_config(parser, SyntheticConfig, vars(parser.parse_args(argv)))
     setup_logging()
     output = config.output.resolve()

@@ -7,7 +7,6 @@ import copy
 import difflib
 import http.client
 import os
-import re
 import sys
 import urllib.error
 import urllib.request
@@ -41,11 +40,6 @@ BACKBONES = {
     "swin_t": Backbone("swin_tiny_patch4_window7_224.ms_in1k", drop_path=0.2),
     "maxvit_t": Backbone("maxvit_tiny_tf_224.in1k", drop_path=0.2),
 }
-
-
-def safe_name(name: str) -> str:
-    """Return `name` as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 HUB_TIMEOUT = 8  # seconds until the weights' hub counts as out of reach

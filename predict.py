@@ -26,18 +26,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset_11k import TASKS, Item, open_photo, read_pixels
 from engine.checkpoint import CHECKPOINT_KEYS, load_checkpoint
-from engine.loop import Predictor, load_predictor, predict_batches
+from engine.loop import BATCH_SIZE_HELP, Predictor, load_predictor, predict_batches
 from measures.classes import softmax
 from test import check_loading
 from utils import (
     AMP_MODES,
-    AT_ONCE_HELP,
     DEVICES,
     REQUIRED,
     UserError,
     atomic_write,
     build_config,
-    config_parser,
+    build_parser,
     flag,
     one_line_errors,
     setup_logging,
@@ -59,7 +58,7 @@ class PredictConfig:
         None, "folder for the photos with their answers written below", metavar="DIR"
     )
     batch_size: int | None = flag(
-        None, f"photos at once; changes no answer in float32 ({AT_ONCE_HELP})"
+        None, f"batch size; changes no answer in float32 ({BATCH_SIZE_HELP})"
     )
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to predict: cuda, then mps, then cpu", choices=DEVICES)
@@ -260,7 +259,7 @@ def answer_photos(config: PredictConfig) -> int:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = config_parser(PredictConfig, __doc__)
+    parser = build_parser(PredictConfig, __doc__)
     parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
     config = build_config(parser, PredictConfig, vars(parser.parse_args(argv)))
     return 1 if answer_photos(config) else 0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pages.build import LEFT_OUT, METRICS_KEYS, _read_json, write_report, write_training_report
 from pages.figures import plot_architecture
-from utils import build_config, config_parser, flag, one_line_errors
+from utils import build_config, build_parser, flag, one_line_errors
 
 # ----------------------------------------------------------------------------- pages
 
@@ -73,7 +73,7 @@ def find_photos(config: ReportConfig, folder: Path) -> tuple[Path | None, str]:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = config_parser(ReportConfig, __doc__)
+    parser = build_parser(ReportConfig, __doc__)
     config = build_config(parser, ReportConfig, vars(parser.parse_args(argv)))
     if config.results is not None:
         photos, why_none = find_photos(config, config.results)

@@ -47,7 +47,14 @@ from dataset_11k import (
 )
 from engine.checkpoint import CHECKPOINT_KEYS, load_checkpoint, without_tensors
 from engine.distributed import Ranks
-from engine.loop import Predictions, Predictor, load_predictor, predict_split
+from engine.loop import (
+    BATCH_SIZE_HELP,
+    MAX_BATCH_SIZE,
+    Predictions,
+    Predictor,
+    load_predictor,
+    predict_split,
+)
 from measures.bootstrap import CONFIDENCE, FEW_PEOPLE, N_DRAWS
 from measures.classes import softmax
 from measures.metrics_json import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
@@ -56,14 +63,12 @@ from pages.figures import choose_rows, plot_confusion, plot_sample_grid
 from pages.wording import CONTROLS, headlines, name, what_the_control_means
 from utils import (
     AMP_MODES,
-    AT_ONCE_HELP,
     DEVICES,
-    MAX_AT_ONCE,
     REQUIRED,
     UserError,
     atomic_write,
     build_config,
-    config_parser,
+    build_parser,
     describe_environment,
     flag,
     git_commit,
@@ -81,8 +86,8 @@ ALL_SPLITS = ("train", "val", "test")
 
 def check_loading(batch_size: int | None, num_workers: int) -> None:
     """Refuse values of --batch_size and --num_workers outside their range."""
-    if batch_size is not None and not 1 <= batch_size <= MAX_AT_ONCE:
-        raise ValueError(f"--batch_size must be from 1 to {MAX_AT_ONCE}")
+    if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise ValueError(f"--batch_size must be from 1 to {MAX_BATCH_SIZE}")
     if num_workers < 0:
         raise ValueError("--num_workers must not be negative")
 
@@ -100,7 +105,7 @@ class EvalConfig:
         None, "CSV of another aspect: gender and age there, on people who were not trained on"
     )
     batch_size: int | None = flag(
-        None, f"photos at once; changes no score in float32 ({AT_ONCE_HELP})"
+        None, f"batch size; changes no score in float32 ({BATCH_SIZE_HELP})"
     )
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "where to evaluate: cuda, then mps, then cpu", choices=DEVICES)
@@ -355,8 +360,8 @@ def prediction_table(
     """Return predictions.csv: image_path, then true, pred and prob of each task."""
     predicted = predicted_classes(predictions, space, temperature)
     table = pd.DataFrame({"image_path": rows["image_path"]})
-    for task, names in class_names(rows).items():
-        table[f"{task}_true"] = names
+    for task in TASKS:
+        table[f"{task}_true"] = class_names(rows, task)
         table[[f"{task}_pred", f"{task}_prob"]] = predicted[[f"{task}_pred", f"{task}_prob"]]
     return table
 
@@ -639,7 +644,7 @@ def evaluate(config: EvalConfig, command: str) -> None:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = config_parser(EvalConfig, __doc__)
+    parser = build_parser(EvalConfig, __doc__)
     config = build_config(parser, EvalConfig, vars(parser.parse_args(argv)))
     given = sys.argv[1:] if argv is None else argv
     evaluate(config, shlex.join(["python", "test.py", *given]))

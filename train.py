@@ -18,11 +18,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import BaseFileLock
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
@@ -72,23 +73,20 @@ from model import BACKBONES, IGAENet, find_backbone, parameter_groups
 from pages.build import write_training_report
 from utils import (
     AMP_MODES,
-    AUGMENT_MODES,
-    CACHE_MODES,
-    COMPILE_MODES,
     DEVICES,
     UserError,
     append_line,
     build_config,
-    config_parser,
+    build_parser,
     config_to_json,
     describe_environment,
     flag,
     git_commit,
     logger,
     one_line_errors,
-    prepare_determinism,
     resolve_device,
     seed_everything,
+    set_determinism,
     setup_logging,
     usable_cpus,
     write_json,
@@ -97,6 +95,9 @@ from utils import (
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+COMPILE_MODES = ("auto", "on", "off")
+CACHE_MODES = ("auto", "ram", "disk", "none")
+AUGMENT_MODES = ("auto", "photo", "batch")
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 
 
@@ -359,7 +360,7 @@ def describe_training(rows: pd.DataFrame, space: LabelSpace) -> dict[str, Any]:
     no photo), `people` (gender, age -> class of each person of the space; -1: no photo).
     """
     labels, sizes = space.encode(rows), space.sizes
-    means = class_means(rows["age"].to_numpy(), labels[:, TASKS.index("age")], sizes["age"])
+    means = class_means(rows["age"].to_numpy(), labels[:, list(TASKS).index("age")], sizes["age"])
     people, first = np.unique(labels[:, 0], return_index=True)
     of_person = np.full((sizes["identity"], len(TASKS)), -1)
     of_person[people] = labels[first]
@@ -442,7 +443,7 @@ class Run:
     model: IGAENet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    lock: IO[str] | None  # held by the first rank while the run is
+    lock: BaseFileLock | None  # held by the first rank while the run is
     ema: ModelEmaV3 | None = None
     epoch: int = 0  # the last one finished
     best_epoch: int = 0
@@ -758,7 +759,7 @@ def run_training(config: TrainConfig, stored: Mapping[str, Any] | None) -> int:
     """
     ranks = join_ranks(resolve_device(config.device))
     setup_logging(quiet=not ranks.is_first)
-    prepare_determinism(ranks.device, config.deterministic)
+    set_determinism(ranks.device, config.deterministic)
     keep_freed_memory(ranks.device)
     if config.resume and is_finished(config.resume, config.N_epochs):
         print(f"{config.resume} is finished: {config.N_epochs} epochs; a larger --N_epochs goes on")
@@ -807,7 +808,7 @@ def read_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] 
 
     A process that torchrun starts again goes on in the folder that its first start was given.
     """
-    parser = config_parser(TrainConfig, __doc__)
+    parser = build_parser(TrainConfig, __doc__)
     given = vars(parser.parse_args(argv))
     run_dir = given.get("run_dir")
     if may_be_restarted() and "resume" not in given and run_dir and is_begun(run_dir):

@@ -24,12 +24,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import PIL
 import torch
+from filelock import FileLock
 from PIL import features
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset_11k import HandsDataset, as_it_is
-from utils import UserError, lock_file, logger, total_memory, write_json
+from utils import UserError, logger, write_json
 
 CACHE_FORMAT = 1  # goes up when the same settings give other bytes
 
@@ -170,7 +171,7 @@ class CacheFile:
         names = self.dataset.names
         try:
             self.pixels.parent.mkdir(parents=True, exist_ok=True)
-            with lock_file(self.pixels.with_suffix(".lock"), wait=True):
+            with FileLock(self.pixels.with_suffix(".lock")):
                 for left in self.pixels.parent.glob(f".{self.pixels.stem}.*"):
                     left.unlink()  # by a process that was killed while it wrote the index
                 entries, stats = self.read_index(), self.read_stats()
@@ -309,7 +310,7 @@ def decode_to_memory(dataset: HandsDataset, num_workers: int) -> MemoryPixels:
         UserError: a photo cannot be decoded.
     """
     shape = (len(dataset), dataset.side, dataset.side, 3)
-    needed, memory = math.prod(shape), total_memory()
+    needed, memory = math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     size = f"{needed / 1e6:.1f} MB"
     if memory and needed > memory / MEMORY_SHARE:
         raise CacheError(

@@ -322,4 +322,4 @@ def read_data(
         logger.info("gender and age are permuted between people: a control, no result")
     fingerprints = {split: fingerprint(part) for split, part in rows.items()}
     rows.pop("test", None)
-    return Data(files.photos, rows, LabelSpace.of_people(known["id"].tolist()), fingerprints)
+    return Data(files.photos, rows, LabelSpace.of_samples(known), fingerprints)

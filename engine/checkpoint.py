@@ -11,11 +11,12 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
-from utils import UserError, atomic_write, lock_file, logger
+from utils import UserError, atomic_write, logger
 
 if TYPE_CHECKING:
     pass
@@ -204,15 +205,20 @@ def make_run_dir(asked: Path | None) -> Path:
     raise UserError(f"checkpoints/{stamp} to -999 are all taken; give --run_dir")
 
 
-def lock_run(run_dir: Path) -> IO[str]:
+LOCK_SECONDS = 10  # a killed run's data-loading workers hold its lock for some seconds
+
+
+def lock_run(run_dir: Path) -> BaseFileLock:
     """Hold the run for this process; the system lets go when the process ends, however it does.
 
     Raises:
         UserError: another process trains in the folder.
     """
     try:
-        return lock_file(run_dir / ".lock", wait=False)
-    except OSError as error:
+        lock = FileLock(run_dir / ".lock", timeout=LOCK_SECONDS)
+        lock.acquire()
+        return lock
+    except (OSError, Timeout) as error:
         raise UserError(f"another process trains in {run_dir}; wait for it, or stop it") from error
 
 

@@ -19,8 +19,12 @@ from engine.distributed import Ranks
 from engine.losses import task_losses
 from engine.precision import Shape, autocast, keep_freed_memory, resolve_amp
 from model import IGAENet, ModelError, embedding_width
-from utils import AT_ONCE_CPU, AT_ONCE_ELSE, UserError, prepare_determinism, resolve_device
+from utils import UserError, resolve_device, set_determinism
 
+# Default batch sizes of evaluation and prediction.
+BATCH_SIZE_CPU, BATCH_SIZE_GPU = 16, 128
+BATCH_SIZE_HELP = f"default: {BATCH_SIZE_CPU} on a CPU, else {BATCH_SIZE_GPU}"
+MAX_BATCH_SIZE = 65_536  # of photos; at 224 pixels they take 39 GB
 CHECK_EVERY = 50  # steps between two looks at the losses, each of which waits for the device
 
 
@@ -114,8 +118,8 @@ def load_predictor(
         batch_size: value of the flag `--batch_size`; None: as the device fits.
     """
     where = resolve_device(device)
-    n_at_once = batch_size or (AT_ONCE_CPU if where.type == "cpu" else AT_ONCE_ELSE)
-    prepare_determinism(where, deterministic=False)
+    n_at_once = batch_size or (BATCH_SIZE_CPU if where.type == "cpu" else BATCH_SIZE_GPU)
+    set_determinism(where, deterministic=False)
     keep_freed_memory(where)
     space = LabelSpace.from_json(state["label_space"])
     config, resolved = state["config"], state["resolved"]

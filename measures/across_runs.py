@@ -27,8 +27,8 @@ from measures.bootstrap import (
 )
 from measures.metrics_json import BOOTSTRAP_SEED, headline, task_answers
 from measures.pairs import cosine_similarity, gallery_ranks
-from model import safe_name
 from pages.wording import CONTROLS, KINDS, headlines
+from utils import safe_name
 
 METRICS_KEYS = {"checkpoint", "epoch", "split", "n_images", "n_people", "tasks"}
 

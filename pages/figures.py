@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from dataset_11k import TASKS
 from measures.classes import Reliability
 from utils import atomic_write
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TASKS = ("identity", "gender", "age")
 
 FEW_CLASSES = 12  # up to here every cell of a confusion matrix has room for its count
 
@@ -145,7 +145,7 @@ class ChosenRows(NamedTuple):
     mistakes: list[int]  # most confident first
 
 
-def choose_rows(table: pd.DataFrame, tasks: Sequence[str] = TASKS, seed: int = 0) -> ChosenRows:
+def choose_rows(table: pd.DataFrame, tasks: Sequence[str] = tuple(TASKS), seed: int = 0) -> ChosenRows:
     """Choose two grid rows of photos at random, and one of the most confident mistakes.
 
     Args:
@@ -168,7 +168,7 @@ def plot_sample_grid(
     photos: Sequence[Image.Image],
     *,
     path: Path,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = tuple(TASKS),
 ) -> None:
     """Draw photos with true and predicted classes.
 

@@ -17,9 +17,9 @@ import torch
 from utils import (
     UserError,
     describe_environment,
-    prepare_determinism,
     resolve_device,
     seed_everything,
+    set_determinism,
 )
 
 
@@ -56,7 +56,7 @@ def test_determinism_is_always_on_for_the_cpu(
     device: str, asked: bool, deterministic: bool
 ) -> None:
     torch.use_deterministic_algorithms(False)
-    prepare_determinism(torch.device(device), asked)
+    set_determinism(torch.device(device), asked)
     assert torch.are_deterministic_algorithms_enabled() == deterministic
     filler: Any = torch.utils.deterministic
     assert filler.fill_uninitialized_memory != deterministic

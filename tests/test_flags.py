@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from utils import REQUIRED, build_config, config_parser, config_to_json, flag
+from utils import REQUIRED, build_config, build_parser, config_to_json, flag
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ExampleConfig:
 
 
 def parse(*argv: str) -> ExampleConfig:
-    parser = config_parser(ExampleConfig, "An example.")
+    parser = build_parser(ExampleConfig, "An example.")
     return build_config(parser, ExampleConfig, vars(parser.parse_args(argv)))
 
 
@@ -85,7 +85,7 @@ def test_a_wrong_flag_ends_with_code_2(
 
 
 def test_help_shows_each_default_once() -> None:
-    text = config_parser(ExampleConfig, "An example.").format_help()
+    text = build_parser(ExampleConfig, "An example.").format_help()
     assert text.count("(default: 50)") == 1
     assert text.count("(default: True)") == 1
     assert "(default: None)" not in text
@@ -94,7 +94,7 @@ def test_help_shows_each_default_once() -> None:
 
 
 def test_flags_not_given_are_absent() -> None:
-    parser = config_parser(ExampleConfig, None)
+    parser = build_parser(ExampleConfig, None)
     assert vars(parser.parse_args(["--lr", "0.1"])) == {"lr": 0.1}
 
 
@@ -106,7 +106,7 @@ class RequiredConfig:
 
 
 def test_a_required_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = config_parser(RequiredConfig, None)
+    parser = build_parser(RequiredConfig, None)
     assert vars(parser.parse_args(["--checkpoint", "x"])) == {"checkpoint": Path("x")}
     with pytest.raises(SystemExit) as stop:
         parser.parse_args([])

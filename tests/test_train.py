@@ -425,7 +425,7 @@ def test_a_run_leaves_what_the_contract_says(
         "metrics.jsonl",
         "train.log",
         "tensorboard",
-        "train.html",
+        "training.html",
         "checkpoint-000007.pth",
         f"checkpoint-{best:06d}-best.pth",
     }
@@ -434,7 +434,7 @@ def test_a_run_leaves_what_the_contract_says(
     assert len(re.findall(r"epoch \d/7, .*train loss", log)) == 7
 
     assert captured.out.startswith(f"best epoch {best}: balanced accuracy on val identity ")
-    assert captured.out.endswith(f"the curves: {run_dir / 'train.html'}\n")
+    assert captured.out.endswith(f"the curves: {run_dir / 'training.html'}\n")
     assert f"--checkpoint {run_dir}/checkpoint-{best:06d}-best.pth" in captured.out
     assert "protocol paper" in captured.out
     assert "epoch 1/7" not in captured.out
