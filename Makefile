@@ -9,7 +9,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
 
 .PHONY: demo test test-slow lint format pictures clean
 
-# Installs what is missing; --no-index first, so that a complete environment needs no network.
+# Install what is missing; --no-index first, so that a complete environment needs no network.
 define install
 	@test -x $(RUN) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -36,7 +36,8 @@ demo: $(VENV)/installed
 	$(RUN) predict.py --checkpoint $(DEMO_RUN)/checkpoint-*-best.pth --top_k 1 \
 		--output demo/predictions $(DEMO)/Hands/Hand_0000002.jpg
 	@echo; echo "The pictures of the demo:"; find demo -name '*.png' | sort
-	@echo; echo "The report of the demo, to open in a browser:"; ls $(DEMO_RUN)/*.html $(DEMO_RUN)/*/report.html
+	$(RUN) report.py --run_dir $(DEMO_RUN)
+	@echo; echo "The reports of the demo, to open in a browser:"; ls $(DEMO_RUN)/*.html $(DEMO_RUN)/*/report.html
 
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -m "not slow and not real"
@@ -53,17 +54,18 @@ format: $(VENV)/installed-dev
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# Everything in doc_images/, from drawn hands alone.
+# Everything in doc_images/ but architecture.svg, from drawn hands only.
 pictures: demo
-	$(RUN) report.py --architecture doc_images/architecture.png
 	$(RUN) dataset_11k_synthetic.py --output $(DEMO) --identities 30 --images_per_identity 12 \
 		--contact_sheet doc_images/drawn_hands.png
 	cp $(DEMO_RUN)/checkpoint-*-val/sample_grid.png doc_images/sample_grid.png
-	@test -n "$(CHROMIUM)" || echo "no chromium: doc_images/report_*.png stay as they are"
+	cp demo/predictions/0001_*.png doc_images/prediction.png
+	@test -n "$(CHROMIUM)" || echo "no chromium found: doc_images/report_*.png are not redrawn"
 	test -z "$(CHROMIUM)" || for width in 1280 400; do "$(CHROMIUM)" --headless=new --no-sandbox \
 		--hide-scrollbars --user-data-dir=demo/browser --window-size=$$width,1500 \
 		--screenshot=doc_images/report_$$width.png \
 		"file://$$(realpath $(DEMO_RUN)/checkpoint-*-val/report.html)" || exit 1; done
 
 clean:
-	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,12 +1,12 @@
-"""Say whose hand a photo shows, of which gender and age group, as far as a checkpoint knows.
+"""Predict identity, gender and age group of the hands on photos.
 
     python predict.py --checkpoint ./checkpoints/<run>/checkpoint-000030-best.pth photo.jpg folder
 
-prints one JSON line (or CSV row) per photo with the likeliest classes of each task; folders are
-searched for pictures. With --output it writes the photos with their answers below as well. A photo
-that cannot be read gets a line on stderr, the others are answered, and the exit code is 1.
+prints one JSON line (or CSV row) per photo with the most probable classes of each task; folders are
+searched for pictures. --output writes each photo with its predictions below. A photo that cannot be
+read is reported on stderr, the others are predicted, and the exit code is 1.
 
-The answer is an estimate among the people of the training, never a proof of identity.
+A prediction is an estimate among the people of the training set, never a proof of identity.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
 from dataset_11k import TASKS, Item, open_photo, read_pixels
-from engine.checkpoint import CHECKPOINT_KEYS, load_checkpoint
-from engine.loop import BATCH_SIZE_HELP, Predictor, load_predictor, predict_batches
+from engine.checkpoint import load_checkpoint
+from engine.loop import (
+    BATCH_SIZE_HELP,
+    Predictor,
+    check_loading,
+    load_predictor,
+    predict_batches,
+)
 from measures.classes import softmax
-from test import check_loading
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -38,76 +43,70 @@ from utils import (
     build_config,
     build_parser,
     flag,
+    one_line,
     one_line_errors,
     setup_logging,
     usable_cpus,
 )
 
-# ----------------------------------------------------------------------------- prediction
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+ANNOTATED_WIDTH = 640  # pixels
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What predict.py is asked for."""
+    """Flags of predict.py."""
 
     photos: tuple[Path, ...]
     checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
     format: str = flag("json", "a JSON line or a CSV row per photo", choices=("json", "csv"))
-    top_k: int = flag(3, "how many classes of each task to name, likeliest first")
-    output: Path | None = flag(
-        None, "folder for the photos with their answers written below", metavar="DIR"
-    )
-    batch_size: int | None = flag(
-        None, f"batch size; changes no answer in float32 ({BATCH_SIZE_HELP})"
-    )
+    top_k: int = flag(3, "classes to print per task, the most probable first")
+    output: Path | None = flag(None, "folder for the annotated photos", metavar="DIR")
+    batch_size: int | None = flag(None, f"photos per forward pass ({BATCH_SIZE_HELP})")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
-    device: str = flag("auto", "where to predict: cuda, then mps, then cpu", choices=DEVICES)
-    amp: str | None = flag(
-        None, "mixed precision; auto: see train.py (default: as trained)", choices=AMP_MODES
-    )
+    device: str = flag("auto", "auto: cuda, then mps, then cpu", choices=DEVICES)
+    amp: str | None = flag(None, "mixed precision (default: as in training)", choices=AMP_MODES)
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range."""
+        """Refuse values out of range."""
         if self.top_k < 1:
             raise ValueError("--top_k must be above 0")
         check_loading(self.batch_size, self.num_workers)
 
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-
-ANNOTATED_WIDTH = 640  # pixels
+# ----------------------------------------------------------------------------- photos
 
 
 class Batch(NamedTuple):
-    """Photos of one batch: those that could be read, and what was wrong with the others."""
+    """The readable photos of a batch (None: none), and a message for each of the others."""
 
-    item: Item | None  # its rows are places in the list of photos
+    item: Item | None  # `row` is the index in the list of photos
     failures: list[str]
 
 
 class PhotoFiles(Dataset[Item | str]):
-    """Photos by path; one that cannot be read is its error message.
+    """Photos by path; an unreadable one is its error message.
 
     Args:
-        paths: the photos.
-        predictor: says how to read them.
+        paths: of the photos.
+        predictor: its image and decode size.
     """
 
     def __init__(self, paths: Sequence[Path], predictor: Predictor) -> None:
         self.paths = paths
-        self.side, self.decode_size = predictor.image_size, predictor.decode_size
+        self.image_size, self.decode_size = predictor.image_size, predictor.decode_size
 
     def __len__(self) -> int:
         """Return the number of photos."""
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> Item | str:
-        """Return the photo at a place of the list, or why it cannot be read."""
+    def __getitem__(self, index: int) -> Item | str:
+        """Return the photo at `index`, or why it cannot be read."""
         try:
-            photo = read_pixels(self.paths[place], self.side, self.decode_size)
+            photo = read_pixels(self.paths[index], self.image_size, self.decode_size)
         except UserError as error:
             return str(error)
-        return Item(torch.from_numpy(np.array(photo)), torch.empty(0), place, torch.empty(0))
+        return Item(torch.from_numpy(np.array(photo)), torch.empty(0), index, torch.empty(0))
 
 
 def collate(members: Sequence[Item | str]) -> Batch:
@@ -116,98 +115,100 @@ def collate(members: Sequence[Item | str]) -> Batch:
     failures = [member for member in members if isinstance(member, str)]
     if not items:
         return Batch(None, failures)
-    images, labels, places, draws = zip(*items, strict=True)
-    batch = Item(torch.stack(images), torch.stack(labels), torch.tensor(places), torch.stack(draws))
-    return Batch(batch, failures)
+    images, labels, indices, draws = zip(*items, strict=True)
+    item = Item(torch.stack(images), torch.stack(labels), torch.tensor(indices), torch.stack(draws))
+    return Batch(item, failures)
 
 
-def find_photos(asked: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the photos that the paths name, folders searched, and what was wrong with paths."""
+def find_photos(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the photos that `paths` name or contain, and a message per path without any."""
     photos, failures = [], []
-    for path in asked:
+    for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
-            photos += inside
-            if not inside:
-                failures.append(f"folder {path} holds no picture ({', '.join(PICTURES)})")
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            photos += found
+            if not found:
+                failures.append(f"no picture ({', '.join(EXTENSIONS)}): {path}")
         elif path.is_file():
             photos.append(path)
         else:
-            failures.append(f"{path}: no such file or folder")
+            failures.append(f"no such file or folder: {path}")
     return photos, failures
 
 
-def readable(batches: Iterable[Batch], failures: list[str]) -> Iterator[Item]:
-    """Yield the batches' readable photos; the others' messages go to stderr and `failures`."""
-    for batch in batches:
-        report_failures(batch.failures)
-        failures += batch.failures
-        if batch.item is not None:
-            yield batch.item
-
-
 def report_failures(failures: Sequence[str]) -> None:
-    """Print a line per failure to stderr."""
+    """Print one line per failure to stderr."""
     for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
+        print(f"error: {one_line(failure)}", file=sys.stderr)
 
 
-def likeliest(
+# ----------------------------------------------------------------------------- predictions
+
+
+def top_classes(
     logits: np.ndarray, names: Sequence[str], top_k: int, temperature: float
 ) -> list[dict[str, str | float]]:
-    """Return the `top_k` likeliest classes of one photo, likeliest first.
+    """Return the `top_k` most probable classes of one photo, the most probable first.
 
     Args:
         logits: (n_classes,) float32, before softmax.
         names: of the classes.
         top_k: at most that many.
-        temperature: that the logits are divided by.
+        temperature: divides the logits.
     """
     probabilities = softmax(logits[None], temperature)[0]
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     return [{"class": names[i], "probability": float(probabilities[i])} for i in order]
 
 
-def answers(
+def predict_photos(
     predictor: Predictor, loader: Iterable[Batch], *, top_k: int, failures: list[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (place in the list, task -> likeliest classes) for each photo that can be read."""
-    names = predictor.label_space.names
+    """Yield (index, task -> `top_classes`) per readable photo; append to `failures`."""
+
+    def readable() -> Iterator[Item]:
+        for batch in loader:
+            report_failures(batch.failures)
+            failures.extend(batch.failures)
+            if batch.item is not None:
+                yield batch.item
+
     for item, _, logits in predict_batches(
         predictor.model,
-        readable(loader, failures),
+        readable(),
         preprocessing=predictor.preprocessing,
         amp=predictor.amp,
         show_progress=False,
     ):
-        for i, place in enumerate(torch.as_tensor(item.row).tolist()):
-            said = {
-                task: likeliest(
-                    logits[task][i].numpy(), names[task], top_k, predictor.temperature[task]
-                )
-                for task in TASKS
-            }
-            yield place, said
+        for i, index in enumerate(torch.as_tensor(item.row).tolist()):
+            yield (
+                index,
+                {
+                    task: top_classes(
+                        logits[task][i].numpy(), names, top_k, predictor.temperature[task]
+                    )
+                    for task, names in predictor.label_space.names.items()
+                },
+            )
 
 
-def csv_row(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an answer as flat columns: <task>_1, <task>_1_prob, <task>_2, ..."""
+def flatten(prediction: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prediction as CSV columns: <task>_1, <task>_1_prob, <task>_2, ..."""
     row = {}
-    for task in TASKS:
-        for i, said in enumerate(answer[task], start=1):
-            row[f"{task}_{i}"] = said["class"]
-            row[f"{task}_{i}_prob"] = said["probability"]
+    for task, classes in prediction.items():
+        for i, found in enumerate(classes, start=1):
+            row |= {f"{task}_{i}": found["class"], f"{task}_{i}_prob": found["probability"]}
     return row
 
 
-def write_annotated(photo: Path, answer: Mapping[str, Any], path: Path) -> None:
-    """Write the photo, scaled, with the likeliest class of each task below it."""
+def write_annotated(photo: Path, prediction: Mapping[str, Any], path: Path) -> None:
+    """Write the photo, scaled, with the most probable class of each task below it."""
     picture = open_photo(photo, decode_size=ANNOTATED_WIDTH)
     scale = ANNOTATED_WIDTH / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     lines = [
-        f"{task}: {answer[task][0]['class']} ({answer[task][0]['probability']:.0%})"
-        for task in TASKS
+        f"{TASKS[task].title}: {classes[0]['class']} ({classes[0]['probability']:.0%})"
+        for task, classes in prediction.items()
     ]
     line_height = 28
     bottom = height + line_height * len(lines) + 6
@@ -215,19 +216,23 @@ def write_annotated(photo: Path, answer: Mapping[str, Any], path: Path) -> None:
     sheet.paste(picture.resize((width, height)))
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
-        place = (12, height + 6 + line_height * i)
-        draw.text(place, line, fill="black", font=ImageFont.load_default(size=20))
+        corner = (12, height + 6 + line_height * i)
+        draw.text(corner, line, fill="black", font=ImageFont.load_default(size=20))
     small = ImageFont.load_default(size=13)
     draw.text((12, bottom), "an estimate, no proof of identity", fill="black", font=small)
     with atomic_write(path) as temporary:
         sheet.save(temporary)
 
 
-def answer_photos(config: PredictConfig) -> int:
-    """Print, and write, the answers that the flags ask for; return how many photos have none."""
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    parser = build_parser(PredictConfig, __doc__)
+    parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
+    config = build_config(parser, PredictConfig, vars(parser.parse_args(argv)))
     setup_logging()
     predictor = load_predictor(
-        load_checkpoint(config.checkpoint, CHECKPOINT_KEYS, mapped=True),
+        load_checkpoint(config.checkpoint, mapped=True),
         device=config.device,
         amp=config.amp,
         batch_size=config.batch_size,
@@ -241,28 +246,20 @@ def answer_photos(config: PredictConfig) -> int:
         collate_fn=collate,
     )
     table: csv.DictWriter[str] | None = None
-    for place, answer in answers(predictor, loader, top_k=config.top_k, failures=failures):
+    found = predict_photos(predictor, loader, top_k=config.top_k, failures=failures)
+    for index, prediction in found:
         if config.format == "json":
-            print(json.dumps({"photo": str(photos[place]), **answer}, ensure_ascii=False))
+            print(json.dumps({"photo": str(photos[index]), **prediction}, ensure_ascii=False))
         else:
-            row = {"photo": str(photos[place]), **csv_row(answer)}
+            row = {"photo": str(photos[index]), **flatten(prediction)}
             if table is None:
                 table = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
                 table.writeheader()
             table.writerow(row)
         if config.output:
-            name = f"{place + 1:04d}_{photos[place].stem[:80]}.png"
-            write_annotated(photos[place], answer, config.output / name)
-    return len(failures)
-
-
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; return its exit code."""
-    parser = build_parser(PredictConfig, __doc__)
-    parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
-    config = build_config(parser, PredictConfig, vars(parser.parse_args(argv)))
-    return 1 if answer_photos(config) else 0
+            name = f"{index + 1:04d}_{photos[index].stem[:80]}.png"
+            write_annotated(photos[index], prediction, config.output / name)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

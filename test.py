@@ -1,25 +1,24 @@
-r"""Evaluate a checkpoint of train.py: every photo of a split once, every score over the whole set.
+r"""Evaluate a checkpoint of train.py: predict every photo of a split once, compute all measures.
 
     python test.py --attributes_file ./11k/sub_dataset/dorsal_dr.csv \
         --checkpoint ./checkpoints/<run>/checkpoint-000030-best.pth
 
-prints accuracies, a classification report per task, and each headline number with its interval and
-controls; writes, in the folder <checkpoint>-<aspect>-<split>/ beside the checkpoint: metrics.json,
-predictions.csv, predictions.npz, confusion matrices and a grid of photos with truth and prediction.
+prints a classification report per task and the headline measures with confidence intervals and
+baselines; writes, beside the checkpoint in <checkpoint stem>-<aspect>-<split>/: metrics.json,
+predictions.csv, predictions.npz, the figures and report.html.
 
-People that a disjoint protocol shows were never trained on: their embeddings are matched.
---test_attributes_file evaluates gender and age on another aspect, on people not trained on.
+In val and test of a subject-disjoint protocol nobody is known to the model: identity is then
+measured by comparing embeddings. --test_attributes_file evaluates gender and age on another aspect.
 """
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,182 +27,125 @@ from data.splits import (
     PROTOCOLS,
     SplitFiles,
     check_photos,
+    describe_overlap,
     fingerprint,
     frame_numbers,
-    leaks,
+    leakage,
     locate,
     permute_labels,
-    say_who_is_known,
 )
-from data.tables import read_csv_text, read_hand_info, read_rows
-from dataset_11k import (
-    TASKS,
-    HandsDataset,
-    LabelSpace,
-    age_group,
-    build_loader,
-    class_names,
-    open_photo,
-)
-from engine.checkpoint import CHECKPOINT_KEYS, load_checkpoint, without_tensors
-from engine.distributed import Ranks
+from data.tables import read_csv, read_hand_info, read_samples
+from dataset_11k import TASKS, HandsDataset, build_loader, class_names
+from engine.checkpoint import evaluation_dir, load_checkpoint, without_tensors
 from engine.loop import (
     BATCH_SIZE_HELP,
-    MAX_BATCH_SIZE,
     Predictions,
     Predictor,
+    check_loading,
     load_predictor,
     predict_split,
 )
-from measures.bootstrap import CONFIDENCE, FEW_PEOPLE, N_DRAWS
+from measures.bootstrap import CONFIDENCE, N_DRAWS
 from measures.classes import softmax
-from measures.metrics_json import BOOTSTRAP_SEED, MOST_MATCHED, measure, plain
+from measures.metrics_json import BOOTSTRAP_SEED, compute_metrics, to_json
+from measures.registry import measures_for
 from pages.build import write_report
-from pages.figures import choose_rows, plot_confusion, plot_sample_grid
-from pages.wording import CONTROLS, headlines, name, what_the_control_means
+from pages.wording import explain_baselines, headline_table
 from utils import (
     AMP_MODES,
     DEVICES,
     REQUIRED,
     UserError,
     atomic_write,
-    build_config,
-    build_parser,
     describe_environment,
     flag,
     git_commit,
     logger,
     one_line_errors,
+    parse_config,
     setup_logging,
     usable_cpus,
     write_json,
 )
 
-# ----------------------------------------------------------------------------- evaluation
-
-ALL_SPLITS = ("train", "val", "test")
-
-
-def check_loading(batch_size: int | None, num_workers: int) -> None:
-    """Refuse values of --batch_size and --num_workers outside their range."""
-    if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise ValueError(f"--batch_size must be from 1 to {MAX_BATCH_SIZE}")
-    if num_workers < 0:
-        raise ValueError("--num_workers must not be negative")
+SPLITS = ("train", "val", "test")
+# Copied from the checkpoint into metrics.json: what repeats the training.
+TRAINING_FACTS = ("config", "resolved", "fingerprints", "best", "commit", "environment")
+State = Mapping[str, Any]  # a checkpoint without its tensors
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What test.py is asked for; everything else is in the checkpoint."""
+    """Flags of test.py; everything else is in the checkpoint."""
 
     checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
     attributes_file: Path = flag(Path("./11k/sub_dataset/dorsal_dr.csv"), "CSV of the hand aspect")
     split: str | None = flag(
-        None, "rows to evaluate (default: test, or val where there is none)", choices=ALL_SPLITS
+        None, "split to evaluate (default: test, or val if the protocol has none)", choices=SPLITS
     )
     test_attributes_file: Path | None = flag(
-        None, "CSV of another aspect: gender and age there, on people who were not trained on"
+        None, "CSV of another aspect: gender and age are evaluated there, on unseen people"
     )
-    batch_size: int | None = flag(
-        None, f"batch size; changes no score in float32 ({BATCH_SIZE_HELP})"
-    )
+    batch_size: int | None = flag(None, f"photos per forward pass ({BATCH_SIZE_HELP})")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
-    device: str = flag("auto", "where to evaluate: cuda, then mps, then cpu", choices=DEVICES)
-    amp: str | None = flag(
-        None, "mixed precision; auto: see train.py (default: as trained)", choices=AMP_MODES
-    )
-    no_photos: bool = flag(False, "leave photos, biometric data, out of report.html")
+    device: str = flag("auto", "auto: cuda, then mps, then cpu", choices=DEVICES)
+    amp: str | None = flag(None, "mixed precision (default: as in training)", choices=AMP_MODES)
+    no_photos: bool = flag(False, "embed no photos (biometric data) in the figures and the report")
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range."""
+        """Refuse values out of range."""
         check_loading(self.batch_size, self.num_workers)
-
-
-# Of the checkpoint, for whoever has to repeat the training.
-TRAINING_FACTS = ("config", "resolved", "fingerprints", "best", "commit", "environment")
-
-
-def check_aspect(state: Mapping[str, Any], attributes_file: Path, checkpoint: Path) -> None:
-    """Refuse an attributes file of another aspect than was trained on."""
-    aspect = attributes_file.stem
-    if state["aspect"] != aspect:
-        raise UserError(
-            f"{checkpoint} was trained on {state['aspect']}, --attributes_file {attributes_file}"
-            f" is {aspect}; give {attributes_file.with_stem(state['aspect'])}"
-        )
-
-
-def check_people(
-    state: Mapping[str, Any], rows: pd.DataFrame, split: str, files: SplitFiles, checkpoint: Path
-) -> None:
-    """Refuse an attributes file, or rows to evaluate, of other people than were trained on.
-
-    In val and test of a disjoint protocol strangers are legal, and nobody else.
-    """
-    trained, here = set(state["label_space"]["identity"]), set(rows["id"])
-    everyone = set(read_rows(files.attributes)["id"])
-    strangers_only = PROTOCOLS[files.protocol].disjoint and split != "train"
-    both = sorted(trained & here)
-    if strangers_only and both:
-        raise UserError(
-            f"{files.split(split)} shows {len(both)} people that {checkpoint} was trained on"
-            f" ({', '.join(both[:3])}); give the fold that train.py was given"
-        )
-    known = everyone | here if files.protocol == "paper" else here
-    more = [] if strangers_only else sorted(known - trained)
-    fewer = sorted(trained - everyone)
-    if more or fewer:
-        raise UserError(
-            f"{files.attributes} shows other people than {checkpoint} was trained on:"
-            f" {len(more)} only in the file ({', '.join(more[:3]) or 'none'}),"
-            f" {len(fewer)} only in the checkpoint ({', '.join(fewer[:3]) or 'none'});"
-            " give the file that train.py was given"
-        )
 
 
 # ----------------------------------------------------------------------------- what is evaluated
 
 
-def rows_of(files: SplitFiles, split: str, state: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the rows of a split with the labels that the training had."""
-    rows = read_rows(files.split(split))
-    if not is_permuted(state):
-        return rows
-    return permute_labels(rows, read_rows(files.attributes), state["config"]["seed"])
+@dataclass(frozen=True)
+class Scope:
+    """The samples that are evaluated, and what the model knows about them.
 
-
-def is_permuted(state: Mapping[str, Any]) -> bool:
-    """Return whether the checkpoint is the control of `train.py --permute_labels`."""
-    return bool(state["config"].get("permute_labels"))
-
-
-class Scope(NamedTuple):
-    """What is evaluated."""
+    cross_hand: another aspect than was trained on.
+    n_people_left_out: people of the split that were trained on (cross-hand).
+    """
 
     files: SplitFiles
     split: str
-    rows: pd.DataFrame
-    cross_hand: bool  # another aspect than was trained on
-    n_left_out: int  # people whom the split lists and the training knows (cross-hand)
+    samples: pd.DataFrame
+    tasks: tuple[str, ...]
+    cross_hand: bool = False
+    n_people_left_out: int = 0
 
     @property
-    def strangers(self) -> bool:
-        """Whether nobody on the photos was trained on, so that identity cannot be classified."""
+    def unseen(self) -> bool:
+        """Whether nobody in the samples was trained on, so that identity cannot be classified."""
         disjoint = PROTOCOLS[self.files.protocol].disjoint and self.split != "train"
         return self.cross_hand or disjoint
 
     @property
-    def matched(self) -> bool:
-        """Whether people are known by embeddings of a gallery."""
-        return self.strangers and not self.cross_hand
+    def is_matched(self) -> bool:
+        """Whether identity is measured by comparing embeddings with a gallery."""
+        return self.unseen and not self.cross_hand and "identity" in self.tasks
 
     @property
     def classified(self) -> list[str]:
-        """The tasks whose classes the photos can have."""
-        return [task for task in TASKS if task != "identity" or not self.strangers]
+        """The tasks whose classes the model knows."""
+        return [task for task in self.tasks if task != "identity" or not self.unseen]
 
 
-def chosen_split(asked: str | None, protocol: str) -> str:
+def is_permuted(state: State) -> bool:
+    """Return whether the checkpoint was trained with --permute_labels."""
+    return bool(state["config"]["permute_labels"])
+
+
+def read_split(files: SplitFiles, split: str, state: State) -> pd.DataFrame:
+    """Return the samples of a split with the labels that the training used."""
+    samples = read_samples(files.split(split))
+    if not is_permuted(state):
+        return samples
+    return permute_labels(samples, read_samples(files.attributes), state["config"]["seed"])
+
+
+def choose_split(asked: str | None, protocol: str) -> str:
     """Return the split to evaluate: the one asked for, or the one that is reported on."""
     splits = PROTOCOLS[protocol].splits
     if asked is not None and asked not in splits:
@@ -211,262 +153,290 @@ def chosen_split(asked: str | None, protocol: str) -> str:
     return asked or splits[-1]
 
 
-def trained_people(state: Mapping[str, Any]) -> set[str]:
-    """Return who has a training photo; of an older checkpoint, whose classes it has."""
-    names = state["label_space"]["identity"]
-    counts = state["training"]["counts"]["identity"] if state.get("training") else [1] * len(names)
-    return {name for name, n_photos in zip(names, counts, strict=True) if n_photos}
+def check_people(state: State, scope: Scope, checkpoint: Path) -> None:
+    """Refuse samples of other people than the checkpoint's.
+
+    In val and test of a disjoint protocol all people must be unseen; elsewhere identity, if it
+    was trained, must know everybody.
+    """
+    here, everyone = set(scope.samples["id"]), set(read_samples(scope.files.attributes)["id"])
+    if scope.unseen:
+        both = sorted(set(state["training"]["people"]) & here)
+        if both:
+            raise UserError(
+                f"{len(both)} people were in training: {scope.files.split(scope.split)} (first:"
+                f" {both[0]}). Give the attributes file and fold that train.py was given"
+            )
+    elif "identity" in scope.tasks:
+        known = set(state["label_space"]["identity"])
+        needed = everyone | here if scope.files.protocol == "paper" else here
+        more, fewer = sorted(needed - known), sorted(known - everyone)
+        if more or fewer:
+            raise UserError(
+                f"other people than {checkpoint} was trained on: {scope.files.attributes} has"
+                f" {len(more)} more ({', '.join(more[:3]) or 'none'}) and lacks {len(fewer)}"
+                f" ({', '.join(fewer[:3]) or 'none'}). Give the file that train.py was given"
+            )
 
 
-def read_scope(config: EvalConfig, state: Mapping[str, Any]) -> Scope:
-    """Return the checked rows to evaluate."""
-    protocol, fold = state["config"]["protocol"], state["config"].get("fold") or 0
-    split, other = chosen_split(config.split, protocol), config.test_attributes_file
+def read_scope(config: EvalConfig, state: State) -> Scope:
+    """Return the checked samples to evaluate."""
+    protocol, fold = state["config"]["protocol"], state["config"]["fold"] or 0
+    split, tasks = choose_split(config.split, protocol), tuple(state["label_space"])
     files = locate(config.attributes_file, protocol, fold)
-    check_aspect(state, config.attributes_file, config.checkpoint)
-    if other is not None:
-        files = locate(other, protocol, fold)
-        if files.aspect == state["aspect"]:
-            raise UserError(
-                f"--test_attributes_file {other} is the aspect that was trained on; leave it out"
-            )
-        if is_permuted(state):
-            raise UserError(
-                f"{config.checkpoint} was trained with --permute_labels, which says nothing of"
-                " another aspect; leave --test_attributes_file out"
-            )
-    rows = rows_of(files, split, state)
-    n_people = rows["id"].nunique()
-    if other is None:
-        check_people(state, rows, split, files, config.checkpoint)
-    else:
-        rows = rows[~rows["id"].isin(trained_people(state))].reset_index(drop=True)
-    if rows.empty:
-        who = " of people who were not trained on" if n_people else ""
+    if files.aspect != state["aspect"]:
         raise UserError(
-            f"{files.split(split)} lists no photo{who}; evaluate another split or aspect"
+            f"{config.checkpoint} was trained on {state['aspect']}, not {files.aspect}:"
+            f" --attributes_file {config.attributes_file}. Give"
+            f" {config.attributes_file.with_stem(state['aspect'])}, or the other aspect as"
+            " --test_attributes_file"
         )
-    check_photos(rows, files.photos, files.split(split))
-    return Scope(files, split, rows, other is not None, n_people - rows["id"].nunique())
+    if config.test_attributes_file is not None:
+        return read_cross_hand(config, state, split)
+    scope = Scope(files, split, read_split(files, split, state), tasks)
+    check_people(state, scope, config.checkpoint)
+    return check_samples(scope)
+
+
+def read_cross_hand(config: EvalConfig, state: State, split: str) -> Scope:
+    """Return the samples of another aspect, without the people who were trained on."""
+    other = config.test_attributes_file
+    assert other is not None
+    files = locate(other, state["config"]["protocol"], state["config"]["fold"] or 0)
+    if files.aspect == state["aspect"]:
+        raise UserError(f"--test_attributes_file {other} is the aspect of the training. Omit it")
+    if is_permuted(state):
+        raise UserError(
+            f"{config.checkpoint} was trained with --permute_labels: its labels mean nothing on"
+            " another aspect. Omit --test_attributes_file"
+        )
+    samples = read_split(files, split, state)
+    unseen = samples[~samples["id"].isin(state["training"]["people"])].reset_index(drop=True)
+    n_left_out = samples["id"].nunique() - unseen["id"].nunique()
+    tasks = tuple(task for task in state["label_space"] if task != "identity")
+    return check_samples(Scope(files, split, unseen, tasks, True, n_left_out))
+
+
+def check_samples(scope: Scope) -> Scope:
+    """Return the scope; refuse one without samples, or with missing photos."""
+    path = scope.files.split(scope.split)
+    if scope.samples.empty:
+        who = " of unseen people" if scope.n_people_left_out else ""
+        raise UserError(f"no photos{who}: {path}. Evaluate another split or aspect")
+    check_photos(scope.samples, scope.files.photos, path)
+    return scope
 
 
 def read_galleries(scope: Scope) -> np.ndarray:
-    """Return the gallery of each draw, (n_draws, n_people) rows, one photo a person.
+    """Return the gallery of each draw, (n_draws, n_people) sample indices, one photo per person.
 
-    Of test those that were stored with the split; else one: everybody's first photo, as train.py
-    has it on val.
+    Test has stored draws; elsewhere the gallery is the first photo of each person, as in train.py.
     """
-    people = scope.rows["id"].to_numpy()
+    people = scope.samples["id"].to_numpy()
     if scope.split != "test":
         return np.unique(people, return_index=True)[1][None]
     path = scope.files.gallery
-    table = read_csv_text(path, ("draw", "image_path"), "run dataset_11k_split.py first")
-    row_of = {name: row for row, name in enumerate(scope.rows["image_path"])}
-    rows = [
-        np.array([row_of.get(x, -1) for x in part])
+    table = read_csv(path, ("draw", "image_path"), "Run dataset_11k_split.py first")
+    index_of = {name: i for i, name in enumerate(scope.samples["image_path"])}
+    draws = [
+        np.array([index_of.get(x, -1) for x in part])
         for _, part in table.groupby("draw")["image_path"]
     ]
     everybody = sorted(set(people))
-    if not rows or any((r < 0).any() or sorted(people[r]) != everybody for r in rows):
+    if not draws or any((d < 0).any() or sorted(people[d]) != everybody for d in draws):
         raise UserError(
-            f"{path} does not draw one photo of every person of {scope.files.split('test')};"
-            " run dataset_11k_split.py again"
+            f"a gallery draw is not one photo per person of {scope.files.split('test')}: {path}."
+            " Rerun dataset_11k_split.py"
         )
-    return np.stack(rows)
+    return np.stack(draws)
 
 
-class Training(NamedTuple):
-    """What a checkpoint says of its training rows, by class index; see train.py."""
-
-    counts: dict[str, np.ndarray]  # task -> (C,) photos of each class
-    mean_ages: np.ndarray  # (n_age_groups,) in years, NaN: no photo
-    people: dict[str, np.ndarray]  # gender, age -> (n_people,) class of each person, -1: no photo
-
-
-def read_training(state: Mapping[str, Any]) -> Training | None:
-    """Return what the checkpoint says of its training rows; None: it is an older one."""
-    if not state.get("training"):
-        return None
-    stored = state["training"]
-    return Training(
-        {task: np.array(values) for task, values in stored["counts"].items()},
-        np.array(stored["mean_ages"], dtype=np.float64),
-        {task: np.array(values) for task, values in stored["people"].items()},
-    )
-
-
-def training_rows(state: Mapping[str, Any], scope: Scope) -> pd.DataFrame | None:
-    """Return the rows that were trained on; None: their file is gone, or another one by now."""
+def training_samples(state: State, scope: Scope) -> pd.DataFrame | None:
+    """Return the samples that were trained on; None if their file is gone or has changed."""
     if scope.cross_hand or not scope.files.split("train").is_file():
         return None
-    trained = rows_of(scope.files, "train", state)
-    return trained if fingerprint(trained) == state["fingerprints"]["train"] else None
+    samples = read_split(scope.files, "train", state)
+    return samples if fingerprint(samples) == state["fingerprints"]["train"] else None
 
 
-def leakage(state: Mapping[str, Any], scope: Scope) -> dict[str, float] | None:
-    """Return which share of the photos training gives away (`rows.leaks`), if known."""
-    trained = training_rows(state, scope)
-    if trained is None or scope.split == "train":
-        return None
-    return leaks(
-        *(part.assign(number=frame_numbers(part["name"])) for part in (scope.rows, trained))
-    )
+def selected_the_epoch(state: State, scope: Scope) -> bool:
+    """Return whether the checkpoint's epoch was selected on these samples."""
+    is_best = state["best"]["epoch"] == state["epoch"]
+    return scope.split == "val" and is_best and not scope.cross_hand
 
 
-def say_what_was_seen(state: Mapping[str, Any], scope: Scope) -> str:
-    """Return what of the rows was trained on, or chose the checkpoint's epoch."""
+def describe_exposure(state: State, scope: Scope) -> str:
+    """Return how the training used these samples and people, for the terminal."""
     if scope.split == "train":
-        return "these photos were trained on: the scores say what was memorised, and no more"
-    said = []
-    trained = training_rows(state, scope)
-    if trained is not None and not scope.strangers:
-        said.append(say_who_is_known(scope.rows, trained, scope.split))
+        return "these photos were trained on: the scores measure memorisation only"
+    sentences = []
+    trained = training_samples(state, scope)
+    if trained is not None and not scope.unseen:
+        sentences.append(describe_overlap(scope.samples, trained, scope.split))
     if is_permuted(state):
-        said.append("gender and age were permuted between people: a control, no result")
-    if chose_epoch(state, scope):
-        same = fingerprint(scope.rows) == state["fingerprints"][scope.split]
-        said.append(f"{'the same' if same else 'val'} photos chose the epoch")
-    return "; ".join(said)
-
-
-def chose_epoch(state: Mapping[str, Any], scope: Scope) -> bool:
-    """Return whether the checkpoint is of the epoch that was best on these photos."""
-    chosen = state["best"]["epoch"] == state["epoch"]
-    return scope.split == "val" and chosen and not scope.cross_hand
+        sentences.append("labels were permuted between people: a baseline, not a result")
+    if selected_the_epoch(state, scope):
+        sentences.append("the epoch was selected on this split")
+    return "; ".join(sentences)
 
 
 # ----------------------------------------------------------------------------- predictions
 
 
-def predicted_classes(
-    predictions: Predictions, space: LabelSpace, temperature: Mapping[str, float]
-) -> pd.DataFrame:
-    """Return <task>_pred (class name) and <task>_prob (its probability) of every row."""
-    columns: dict[str, Any] = {}
-    for task in TASKS:
-        probabilities = softmax(predictions.logits[task], temperature[task])
-        top = probabilities.argmax(axis=1)
-        columns[f"{task}_pred"] = np.array(space.names[task])[top]
-        columns[f"{task}_prob"] = probabilities.max(axis=1)
-    return pd.DataFrame(columns)
+def predict(
+    config: EvalConfig, predictor: Predictor, samples: pd.DataFrame, photos: Path
+) -> Predictions:
+    """Return the model's predictions for the samples, in their order."""
+    dataset = HandsDataset(
+        samples,
+        photos,
+        predictor.label_space,
+        image_size=predictor.image_size,
+        decode_size=predictor.decode_size,
+    )
+    loader = build_loader(
+        dataset, batch_size=predictor.batch_size, num_workers=config.num_workers, train=False
+    )
+    return predict_split(
+        predictor.model, loader, preprocessing=predictor.preprocessing, amp=predictor.amp
+    )
 
 
-def prediction_table(
-    rows: pd.DataFrame,
-    predictions: Predictions,
-    space: LabelSpace,
-    temperature: Mapping[str, float],
-) -> pd.DataFrame:
-    """Return predictions.csv: image_path, then true, pred and prob of each task."""
-    predicted = predicted_classes(predictions, space, temperature)
-    table = pd.DataFrame({"image_path": rows["image_path"]})
-    for task in TASKS:
-        table[f"{task}_true"] = class_names(rows, task)
-        table[[f"{task}_pred", f"{task}_prob"]] = predicted[[f"{task}_pred", f"{task}_prob"]]
+def build_table(samples: pd.DataFrame, predictions: Predictions, predictor: Predictor) -> Any:
+    """Return predictions.csv: image_path, then <task>_true, <task>_pred, <task>_prob."""
+    table = pd.DataFrame({"image_path": samples["image_path"]})
+    for task, names in predictor.label_space.names.items():
+        probabilities = softmax(predictions.logits[task], predictor.temperature[task])
+        table[f"{task}_true"] = class_names(samples, task)
+        table[f"{task}_pred"] = np.array(names)[probabilities.argmax(axis=1)]
+        table[f"{task}_prob"] = probabilities.max(axis=1)
     return table
 
 
-def slice_names(scope: Scope) -> dict[str, np.ndarray]:
-    """Return slice_<grouping> -> (N,) names: the groups of each photo that measures are taken in.
+def build_arrays(
+    scope: Scope, predictions: Predictions, predictor: Predictor, training: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of predictions.npz that come from the evaluated samples and the checkpoint.
 
-    Skin colour and accessories are those of the data root's HandInfo.csv; photos that it does not
-    list are of group `unknown`.
+    `embedding`; per task logits, class names, true index (-1: unknown) and temperature; per sample
+    people, age_years and frame_number (NaN: unknown) and group_<grouping>; of the training
+    mean_ages, <task>_train_counts and <task>_of_identity.
     """
-    rows, info = scope.rows, scope.files.root / "HandInfo.csv"
-    groups = {"gender": rows["gender"], "age": rows["age"].map(age_group)}
+    samples, space = scope.samples, predictor.label_space
+    arrays = {"embedding": predictions.embeddings, **group_arrays(scope)}
+    for task in space.tasks:
+        arrays[f"{task}_logits"] = predictions.logits[task]
+        arrays[f"{task}_classes"] = np.array(space.names[task])
+        arrays[f"{task}_true"] = predictions.labels[task]
+        arrays[f"{task}_temperature"] = np.array(predictor.temperature[task])
+    arrays["people"] = samples["id"].to_numpy(str)
+    ages = samples.get("age", pd.Series("", samples.index))
+    arrays["age_years"] = pd.to_numeric(ages, errors="coerce").to_numpy(np.float64)
+    arrays["frame_number"] = frame_numbers(samples["name"]).to_numpy()
+    arrays["mean_ages"] = np.array(training["mean_ages"], dtype=np.float64)
+    arrays |= {f"{task}_train_counts": np.array(n) for task, n in training["counts"].items()}
+    arrays |= {
+        f"{task}_of_identity": np.array(c) for task, c in training["class_of_person"].items()
+    }
+    return arrays
+
+
+def group_arrays(scope: Scope) -> dict[str, np.ndarray]:
+    """Return group_<grouping> -> (N,) group names: tasks, further columns, and HandInfo.csv's."""
+    samples, info = scope.samples, scope.files.root / "HandInfo.csv"
+    fixed = {task: row for task, row in TASKS.items() if row.classes and row.column in samples}
+    groups = {task: pd.Series(class_names(samples, task)) for task in fixed}
+    used = {"image_path", "name", *(row.column for row in TASKS.values())}
+    groups |= {column: samples[column] for column in samples.columns if column not in used}
     if info.is_file():
-        table = read_hand_info(info).set_index("imageName").reindex(rows["name"])
+        table = read_hand_info(info).set_index("imageName").reindex(samples["name"])
         worn = table["accessories"].map({0: "none", 1: "some"})
         groups |= {"skin_color": table["skinColor"], "accessories": worn}
-    return {f"slice_{n}": group.fillna("unknown").to_numpy(str) for n, group in groups.items()}
+    return {
+        f"group_{name}": group.fillna("").replace("", "unknown").to_numpy(str)
+        for name, group in groups.items()
+    }
 
 
 def calibration_arrays(
-    config: EvalConfig, state: Mapping[str, Any], scope: Scope, predictor: Predictor
+    config: EvalConfig, state: State, scope: Scope, predictor: Predictor
 ) -> dict[str, np.ndarray]:
-    """Return what likelihood ratios are calibrated on: val photos, of people who are not in test.
+    """Return embeddings of val, whose people calibrate the likelihood ratios of test.
 
-    Empty where test does not show strangers, or val is not there any more as it was.
+    Empty unless unseen people of test are matched and val is unchanged since the training.
     """
     files = scope.files
-    if scope.split != "test" or not scope.matched or not files.split("val").is_file():
+    if scope.split != "test" or not scope.is_matched or not files.split("val").is_file():
         return {}
-    rows = rows_of(files, "val", state)
-    if fingerprint(rows) != state["fingerprints"]["val"]:
+    samples = read_split(files, "val", state)
+    if fingerprint(samples) != state["fingerprints"]["val"]:
         return {}
-    check_photos(rows, files.photos, files.split("val"))
+    check_photos(samples, files.photos, files.split("val"))
     return {
-        "calibration_embedding": predict(config, predictor, rows, files.photos).embedding,
-        "calibration_people": rows["id"].to_numpy(str),
-        "calibration_frame_number": frame_numbers(rows["name"]).to_numpy(),
+        "calibration_embedding": predict(config, predictor, samples, files.photos).embeddings,
+        "calibration_people": samples["id"].to_numpy(str),
+        "calibration_frame_number": frame_numbers(samples["name"]).to_numpy(),
     }
 
 
 def training_arrays(
-    config: EvalConfig, state: Mapping[str, Any], scope: Scope, predictor: Predictor
+    config: EvalConfig, state: State, scope: Scope, predictor: Predictor
 ) -> dict[str, np.ndarray]:
-    """Return the training photos' embeddings and classes, in which strangers are looked up.
+    """Return embeddings and labels of the training photos, for the nearest-neighbour baseline.
 
-    Empty where photos show people who were trained on, or the training rows are gone.
+    Empty unless unseen people are matched and train is unchanged since the training.
     """
-    trained = training_rows(state, scope) if scope.matched else None
+    trained = training_samples(state, scope) if scope.is_matched else None
     if trained is None:
         return {}
     check_photos(trained, scope.files.photos, scope.files.split("train"))
     predictions = predict(config, predictor, trained, scope.files.photos)
-    labels = {f"training_{task}_true": predictions.labels[:, i] for i, task in enumerate(TASKS)}
-    return {"training_embedding": predictions.embedding, **labels}
-
-
-def prediction_arrays(
-    scope: Scope, predictions: Predictions, predictor: Predictor, training: Training | None
-) -> dict[str, np.ndarray]:
-    """Return predictions.npz but for what embeddings are matched with.
-
-    The embedding; per task logits, class names, truth, temperature; people, age_years,
-    frame_number (NaN: none) and slice_<grouping> of the rows. Where they are known: mean_ages and
-    <task>_train_counts of the training, gender_of_identity and age_of_identity.
-    """
-    rows, arrays = scope.rows, {"embedding": predictions.embedding, **slice_names(scope)}
-    for i, task in enumerate(TASKS):
-        arrays[f"{task}_logits"] = predictions.logits[task]
-        arrays[f"{task}_classes"] = np.array(predictor.label_space.names[task])
-        arrays[f"{task}_true"] = predictions.labels[:, i]
-        arrays[f"{task}_temperature"] = np.array(predictor.temperature[task])
-    arrays["people"] = np.array(rows["id"].tolist())
-    arrays["age_years"] = rows["age"].to_numpy()
-    arrays["frame_number"] = frame_numbers(rows["name"]).to_numpy()
-    if training is not None:
-        arrays["mean_ages"] = training.mean_ages
-        arrays |= {f"{task}_train_counts": counts for task, counts in training.counts.items()}
-        arrays |= {f"{task}_of_identity": values for task, values in training.people.items()}
-    return arrays
-
-
-def predict(
-    config: EvalConfig, predictor: Predictor, rows: pd.DataFrame, photos: Path
-) -> Predictions:
-    """Return what the checkpoint's model says of the rows."""
-    dataset = HandsDataset(
-        rows,
-        photos,
-        predictor.label_space,
-        side=predictor.image_size,
-        decode_size=predictor.decode_size,
-    )
-    loader = build_loader(
-        dataset, batch_size=predictor.batch_size, num_workers=config.num_workers, shuffle=False
-    )
-    return predict_split(
-        predictor.model,
-        loader,
-        preprocessing=predictor.preprocessing,
-        amp=predictor.amp,
-        ranks=Ranks(0, 1, predictor.device),
-    )
+    labels = {f"training_{task}_true": index for task, index in predictions.labels.items()}
+    return {"training_embedding": predictions.embeddings, **labels}
 
 
 # ----------------------------------------------------------------------------- results
+
+
+def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
+    """Return the facts of metrics.json, without measures."""
+    split, protocol = scope.split, scope.files.protocol
+    unchanged, leaked = None, None
+    if not scope.cross_hand:
+        unchanged = fingerprint(scope.samples) == state["fingerprints"].get(split)
+    trained = training_samples(state, scope)
+    if trained is not None and split != "train":
+        numbered = [
+            part.assign(number=frame_numbers(part["name"])) for part in (scope.samples, trained)
+        ]
+        leaked = leakage(*numbered)
+    calibrated = split == "val" and not scope.cross_hand and bool(state["temperature"])
+    cross = {
+        "trained_on": state["aspect"],
+        "people_left_out_as_trained_on": scope.n_people_left_out,
+    }
+    return {
+        "protocol": protocol,
+        "protocol_reason": " ".join(PROTOCOLS[protocol].reason.split()),
+        "permuted_labels": is_permuted(state),
+        "fold": scope.files.fold if PROTOCOLS[protocol].disjoint else None,
+        "aspect": scope.files.aspect,
+        "split": split,
+        "split_as_at_training": unchanged,
+        "selected_on_reported_split": selected_the_epoch(state, scope),
+        "calibrated_on_reported_split": calibrated,
+        "cross_hand": cross if scope.cross_hand else None,
+        "backbone": state["config"]["backbone"],
+        "checkpoint": checkpoint.name,
+        "epoch": state["epoch"],
+        "seed": state["config"]["seed"],
+        "bootstrap": {"draws": N_DRAWS, "seed": BOOTSTRAP_SEED, "confidence": CONFIDENCE},
+        "n_images": len(scope.samples),
+        "n_people": scope.samples["id"].nunique(),
+        "leakage": leaked,
+        "photos": str(scope.files.photos),
+        "training": {name: state[name] for name in TRAINING_FACTS},
+    }
 
 
 def write_results(
@@ -480,174 +450,69 @@ def write_results(
     write_json(folder / "metrics.json", metrics)
 
 
-def plot_results(
-    folder: Path,
-    table: pd.DataFrame,
-    space: LabelSpace,
-    photos: Sequence[Path],
-    tasks: Sequence[str],
-) -> None:
-    """Draw the confusion matrices of `tasks` and the grid of photos (paths: `photos`)."""
-    for task in tasks:
-        path = folder / f"confusion_{task}.png"
-        plot_confusion(
-            table[f"{task}_true"], table[f"{task}_pred"], space.names[task], task=task, path=path
-        )
-    chosen = choose_rows(table, tasks)
-    rows = (*chosen.random, *chosen.mistakes)
-    pictures = [open_photo(photos[row], decode_size=300) for row in rows]
-    plot_sample_grid(table, chosen, pictures, path=folder / "sample_grid.png", tasks=tasks)
-
-
-def headline_lines(tasks: Mapping[str, dict[str, Any] | None]) -> list[str]:
-    """Return a line per headline number: value, interval, people, controls."""
-
-    def cell(value: float | None) -> str:
-        return "-" if value is None or math.isnan(value) else f"{value:.4f}"
-
-    titles = "".join(f"{name(control):>19}" for control in CONTROLS)
-    lines = [f"{'':32}   value  95 % interval     people{titles}"]
-    for line in headlines(tasks):
-        people = f"{'few: ' if line.n_people < FEW_PEOPLE else ''}{line.n_people}"
-        ends = f"{cell(line.low)}-{cell(line.high)}"
-        lines.append(
-            f"{line.name:32}{cell(line.value):>8}  {ends:16}{people:>8}"
-            + "".join(f"{cell(line.controls.get(control)):>19}" for control in CONTROLS)
-        )
-    return lines
-
-
-def print_scores(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope, seen: str) -> None:
-    """Print a report per task, what is sure, controls, what was `seen` before."""
+def print_results(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope) -> None:
+    """Print a classification report per task, the headline measures, and all class measures."""
     from sklearn.metrics import classification_report
 
     print(
         f"{metrics['n_images']} photos of {metrics['n_people']} people, {metrics['aspect']}"
         f" {metrics['split']}, protocol {metrics['protocol']}, epoch {metrics['epoch']}"
     )
+    rows = {}
     for task in scope.classified:
-        true, predicted = table[f"{task}_true"], table[f"{task}_pred"]
-        print(f"\n{task} classification report\n")
+        known = table[table[f"{task}_true"] != ""]
+        print(f"\n{TASKS[task].title}\n")
+        true, predicted = known[f"{task}_true"], known[f"{task}_pred"]
         print(classification_report(true, predicted, digits=4, zero_division=0))
-    print(*headline_lines(metrics["tasks"]), what_the_control_means(scope.strangers), "", sep="\n")
-    print(f"{'':10}accuracy  balanced accuracy  macro F1  per-batch mean (as published)")
-    for task in scope.classified:
-        values = metrics["tasks"][task]
-        print(
-            f"{task:10}{values['accuracy']:8.4f}  {values['balanced_accuracy']:17.4f}"
-            f"  {values['macro_f1']:8.4f}  {values['batch_mean_balanced_accuracy']:14.4f}"
-        )
-    if seen:
-        print(f"\n{seen}")
-
-
-def describe(scope: Scope, state: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Return what metrics.json says of what was evaluated, before any measure."""
-    split, protocol = scope.split, scope.files.protocol
-    unchanged, on_val = None, split == "val" and not scope.cross_hand
-    if not scope.cross_hand:
-        unchanged = fingerprint(scope.rows) == state["fingerprints"].get(split)
-    return {
-        "protocol": protocol,
-        "protocol_reason": " ".join(PROTOCOLS[protocol].reason.split()),
-        "permuted_labels": is_permuted(state),
-        "fold": scope.files.fold if PROTOCOLS[protocol].disjoint else None,
-        "aspect": scope.files.aspect,
-        "split": split,
-        "split_as_at_training": unchanged,
-        "selected_on_reported_split": chose_epoch(state, scope),
-        "calibrated_on_reported_split": on_val and bool(state.get("temperature")),
-        "cross_hand": {
-            "trained_on": state["aspect"],
-            "people_left_out_as_trained_on": scope.n_left_out,
-        }
-        if scope.cross_hand
-        else None,
-        "backbone": state["config"]["backbone"],
-        "checkpoint": checkpoint.name,
-        "epoch": state["epoch"],
-        "seed": state["config"]["seed"],
-        "bootstrap": {"draws": N_DRAWS, "seed": BOOTSTRAP_SEED, "confidence": CONFIDENCE},
-        "n_images": len(scope.rows),
-        "n_people": scope.rows["id"].nunique(),
-        "leakage": leakage(state, scope),
-        "photos": str(scope.files.photos),
-        "training": {name: state.get(name) for name in TRAINING_FACTS},
-    }
-
-
-def warn_of_a_changed_split(facts: Mapping[str, Any], scope: Scope) -> None:
-    """Log one warning if the rows are not those that were there at the training."""
-    if facts["split_as_at_training"] is False:
-        logger.warning(
-            "%s is not the file that was there at the training: make sure that none of its photos"
-            " was trained on",
-            scope.files.split(scope.split),
-        )
-
-
-def measure_tasks(arrays: Mapping[str, np.ndarray], scope: Scope) -> dict[str, Any]:
-    """Return each task's part of metrics.json; identity has none on another aspect."""
-    asked = [task for task in TASKS if task != "identity" or not scope.cross_hand]
-    if len(scope.rows) > MOST_MATCHED and "identity" in asked:
-        logger.warning(
-            "%d photos are too many to compare them all; of up to %d embeddings are matched",
-            *(len(scope.rows), MOST_MATCHED),
-        )
-    return dict.fromkeys(TASKS) | measure(arrays, asked, strangers=scope.strangers)
-
-
-def evaluate(config: EvalConfig, command: str) -> None:
-    """Evaluate as the flags say: write the results, their pictures and page, print the scores.
-
-    Args:
-        config: the flags.
-        command: that repeats it, for metrics.json.
-    """
-    setup_logging()
-    state = load_checkpoint(config.checkpoint, CHECKPOINT_KEYS, mapped=True)
-    scope = read_scope(config, state)
-    facts = describe(scope, state, config.checkpoint)
-    warn_of_a_changed_split(facts, scope)
-    galleries = {"galleries": read_galleries(scope)} if scope.matched else {}
-    predictor = load_predictor(
-        state, device=config.device, amp=config.amp, batch_size=config.batch_size
-    )
-    state = without_tensors(state)  # the predictor has its own
-    space, rows, photos = predictor.label_space, scope.rows, scope.files.photos
-    predictions = predict(config, predictor, rows, photos)
-    table = prediction_table(rows, predictions, space, predictor.temperature)
-    arrays = {
-        **prediction_arrays(scope, predictions, predictor, read_training(state)),
-        **calibration_arrays(config, state, scope, predictor),
-        **training_arrays(config, state, scope, predictor),
-        **galleries,
-    }
-    metrics = {
-        **plain({**facts, "tasks": measure_tasks(arrays, scope)}),
-        "commit": git_commit(),
-        "command": command,
-        "amp": predictor.amp,
-        "environment": describe_environment(predictor.device),
-    }
-    name = f"{config.checkpoint.stem}-{scope.files.aspect}-{scope.split}"
-    folder = config.checkpoint.with_name(name)
-    write_results(folder, metrics, table, arrays)
-    paths = [photos / name for name in rows["name"]]
-    plot_results(folder, table, space, paths, scope.classified)
-    print_scores(metrics, table, scope, say_what_was_seen(state, scope))
-    page = write_report(folder, photos=None if config.no_photos else photos)
-    print(f"\nwrote {folder}; to read: {page}")
-    print(f"ask about other photos: python predict.py --checkpoint {config.checkpoint} PHOTO")
+        block = metrics["tasks"][task]
+        shown = [m for m in measures_for(task) if not isinstance(block.get(m.key), dict)]
+        rows[task] = {m.name: m.unit.format(block.get(m.key)) for m in shown}
+    print(*headline_table(metrics["tasks"]), explain_baselines(scope.unseen), "", sep="\n")
+    print(pd.DataFrame(rows).fillna("").to_string())
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = build_parser(EvalConfig, __doc__)
-    config = build_config(parser, EvalConfig, vars(parser.parse_args(argv)))
+    config = parse_config(EvalConfig, __doc__, argv)
+    setup_logging()
+    state = load_checkpoint(config.checkpoint, mapped=True)
+    scope = read_scope(config, state)
+    facts = describe(scope, state, config.checkpoint)
+    if facts["split_as_at_training"] is False:
+        logger.warning(
+            "%s has changed since the training: some of its photos may have been trained on",
+            scope.files.split(scope.split),
+        )
+    galleries = {"galleries": read_galleries(scope)} if scope.is_matched else {}
+    predictor = load_predictor(
+        state, device=config.device, amp=config.amp, batch_size=config.batch_size
+    )
+    state = without_tensors(state)  # the predictor has its own
+    predictions = predict(config, predictor, scope.samples, scope.files.photos)
+    table = build_table(scope.samples, predictions, predictor)
+    arrays = {
+        **build_arrays(scope, predictions, predictor, state["training"]),
+        **calibration_arrays(config, state, scope, predictor),
+        **training_arrays(config, state, scope, predictor),
+        **galleries,
+    }
+    tasks = dict.fromkeys(TASKS) | compute_metrics(arrays, scope.tasks, unseen=scope.unseen)
     given = sys.argv[1:] if argv is None else argv
-    evaluate(config, shlex.join(["python", "test.py", *given]))
+    metrics = {
+        **to_json({**facts, "tasks": tasks}),
+        "commit": git_commit(),
+        "command": shlex.join(["python", "test.py", *given]),
+        "amp": predictor.amp,
+        "environment": describe_environment(predictor.device),
+    }
+    folder = evaluation_dir(config.checkpoint, scope.files.aspect, scope.split)
+    write_results(folder, metrics, table, arrays)
+    print_results(metrics, table, scope)
+    print(describe_exposure(state, scope))
+    page = write_report(folder, photos=None if config.no_photos else scope.files.photos)
+    print(f"\nwrote {folder}; to read: {page}")
+    print(f"predict other photos: python predict.py --checkpoint {config.checkpoint} PHOTO")
     return 0
 
 

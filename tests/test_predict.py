@@ -1,4 +1,4 @@
-"""Prediction: answers for any photo; what cannot be read is named, the rest answered."""
+"""predict.py: predictions for any photo; unreadable ones are reported, the others predicted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(checkpoint: Path, *arguments: str | Path) -> int:
     return predict.main(["--checkpoint", str(checkpoint), *quick, *map(str, arguments)])
 
 
-def test_answers_equal_those_of_the_evaluation(
+def test_predictions_equal_those_of_the_evaluation(
     tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
@@ -38,11 +38,11 @@ def test_answers_equal_those_of_the_evaluation(
     capsys.readouterr()
     photos = [split_root / "Hands" / Path(row["image_path"]).name for row in expected]
     assert run(tiny_checkpoint, *photos, "--top_k", "2", "--batch_size", "4") == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [answer["photo"] for answer in answers] == [str(photo) for photo in photos]
-    for answer, row in zip(answers, expected, strict=True):
+    predictions = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [prediction["photo"] for prediction in predictions] == [str(photo) for photo in photos]
+    for prediction, row in zip(predictions, expected, strict=True):
         for task in TASKS:
-            first, second = answer[task]
+            first, second = prediction[task]
             assert first["class"] == row[f"{task}_pred"]
             assert first["probability"] == pytest.approx(float(row[f"{task}_prob"]), abs=1e-4)
             assert first["probability"] >= second["probability"]
@@ -53,11 +53,11 @@ def test_all_probabilities_of_a_task_sum_to_one(
 ) -> None:
     photo = next((split_root / "Hands").iterdir())
     assert run(tiny_checkpoint, photo, "--top_k", "99") == 0
-    answer = json.loads(capsys.readouterr().out)
+    prediction = json.loads(capsys.readouterr().out)
     space = load_checkpoint(tiny_checkpoint)["label_space"]
     for task in TASKS:
-        assert sorted(said["class"] for said in answer[task]) == sorted(space[task])
-        assert sum(said["probability"] for said in answer[task]) == pytest.approx(1)
+        assert sorted(found["class"] for found in prediction[task]) == sorted(space[task])
+        assert sum(found["probability"] for found in prediction[task]) == pytest.approx(1)
 
 
 def test_the_temperature_is_applied(
@@ -67,8 +67,8 @@ def test_the_temperature_is_applied(
     state["temperature"]["gender"] = 1e9
     torch.save(state, tiny_checkpoint)
     assert run(tiny_checkpoint, next((split_root / "Hands").iterdir())) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert [said["probability"] for said in answer["gender"]] == pytest.approx([0.5, 0.5])
+    prediction = json.loads(capsys.readouterr().out)
+    assert [found["probability"] for found in prediction["gender"]] == pytest.approx([0.5, 0.5])
 
 
 def test_csv_has_a_column_per_class_named(
@@ -82,7 +82,7 @@ def test_csv_has_a_column_per_class_named(
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_bad_files_get_a_line_each_and_the_others_an_answer(
+def test_bad_files_get_a_line_each_and_the_others_a_prediction(
     tiny_checkpoint: Path,
     split_root: Path,
     tmp_path: Path,
@@ -100,15 +100,15 @@ def test_bad_files_get_a_line_each_and_the_others_an_answer(
     code = run(tiny_checkpoint, folder, good[1], missing, empty, "--num_workers", workers)
     captured = capsys.readouterr()
     assert code == 1
-    answered = [json.loads(line)["photo"] for line in captured.out.splitlines()]
-    assert answered == [str(folder / "a.jpg"), str(good[1])]
+    predicted = [json.loads(line)["photo"] for line in captured.out.splitlines()]
+    assert predicted == [str(folder / "a.jpg"), str(good[1])]
     errors = captured.err.splitlines()
     assert len(errors) == 3
     for part in (str(folder / "b.jpg"), str(missing), str(empty)):
         assert sum(part in error for error in errors) == 1
 
 
-def test_nothing_readable_answers_nothing(
+def test_nothing_readable_predicts_nothing(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x.jpg").write_bytes(b"")
@@ -118,7 +118,7 @@ def test_nothing_readable_answers_nothing(
     assert captured.err.count("\n") == 1
 
 
-def test_annotated_pictures_show_photo_and_answer(
+def test_annotated_pictures_show_photo_and_prediction(
     tiny_checkpoint: Path, split_root: Path, tmp_path: Path
 ) -> None:
     photo = next((split_root / "Hands").iterdir())
@@ -126,7 +126,7 @@ def test_annotated_pictures_show_photo_and_answer(
     twin = tmp_path / "other" / photo.name  # the same name from another folder
     twin.parent.mkdir()
     shutil.copy(photo, twin)
-    output = tmp_path / "answers"
+    output = tmp_path / "predictions"
     assert run(tiny_checkpoint, photo, twin, "--output", output) == 0
     pictures = sorted(output.iterdir())
     assert [p.name for p in pictures] == [f"0001_{photo.stem}.png", f"0002_{photo.stem}.png"]
@@ -152,6 +152,6 @@ def test_odd_shapes_and_long_names_are_annotated(
     wide, tall = tmp_path / f"{'w' * 200}.png", tmp_path / "tall.png"
     Image.new("RGB", (2000, 1), "tan").save(wide)
     Image.new("RGB", (1, 3000), "tan").save(tall)
-    assert run(tiny_checkpoint, wide, tall, "--output", tmp_path / "answers") == 0
+    assert run(tiny_checkpoint, wide, tall, "--output", tmp_path / "predictions") == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
-    assert len(list((tmp_path / "answers").iterdir())) == 2
+    assert len(list((tmp_path / "predictions").iterdir())) == 2

@@ -1,18 +1,17 @@
-"""One-line errors, atomic files, locks, the machine, logging."""
+"""One-line errors, atomic files, logging, flags, devices, determinism, seeds."""
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import multiprocessing
 import os
+import random
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +19,20 @@ import torch
 
 import utils
 from utils import (
+    REQUIRED,
     UserError,
     append_line,
     atomic_write,
-    lock_file,
+    build_config,
+    build_parser,
+    config_to_json,
+    describe_environment,
+    flag,
     one_line_errors,
+    resolve_device,
+    seed_everything,
+    set_determinism,
     setup_logging,
-    total_memory,
     write_json,
 )
 
@@ -57,14 +63,19 @@ def test_a_main_without_errors_keeps_its_exit_code() -> None:
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             1,
-            "error: the device is out of memory; lower --batch_size\n",
+            "error: the device is out of memory. Lower --batch_size\n",
         ),
         (
             RuntimeError(
                 "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
             ),
             1,
-            "error: the device is out of memory; lower --batch_size\n",
+            "error: the device is out of memory. Lower --batch_size\n",
+        ),
+        (
+            UserError("photo \x1b[31m\nname: not found"),
+            1,
+            "error: photo \\x1b[31m\\nname: not found\n",
         ),
         (
             UserError(
@@ -171,62 +182,7 @@ def test_append_line_adds_to_the_end(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one\ntwo\n"
 
 
-@pytest.mark.skipif(
-    "fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork"
-)
-def test_a_lock_is_held_until_its_process_ends(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def hold() -> None:
-        with lock_file(path, wait=False):
-            held.set()
-            time.sleep(60)
-
-    caplog.set_level(logging.INFO, "igae")
-    path, context = tmp_path / ".lock", multiprocessing.get_context("fork")
-    held = context.Event()
-    holder = context.Process(target=hold)
-    holder.start()
-    assert held.wait(30)
-    with pytest.raises((BlockingIOError, PermissionError)):
-        lock_file(path, wait=False)
-    assert caplog.records == []
-    threading.Timer(0.3, holder.kill).start()
-    with lock_file(path, wait=True):
-        holder.join(30)
-    assert [r.message for r in caplog.records] == [
-        f"waiting for another process, which holds {path}"
-    ]
-    caplog.clear()
-    lock_file(path, wait=True).close()  # free again
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize("wait", [False, True])
-def test_a_lock_that_cannot_be_had_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
-) -> None:
-    def refuse(file: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    with pytest.raises(FileNotFoundError):
-        lock_file(tmp_path / "nowhere" / ".lock", wait=wait)
-    monkeypatch.setattr(utils, "take_lock", refuse)
-    with pytest.raises(OSError, match="No locks available"):
-        lock_file(tmp_path / ".lock", wait=wait)
-
-
 # ----------------------------------------------------------------------------- machine
-
-
-def test_total_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert total_memory() == 0 or 2**28 < total_memory() < 2**50
-
-    def unknown(name: str) -> int:
-        raise ValueError("unrecognized configuration name")
-
-    monkeypatch.setattr(os, "sysconf", unknown, raising=False)
-    assert total_memory() == 0
 
 
 def test_git_commit_outside_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -284,3 +240,188 @@ def test_the_log_file_of_a_former_run_is_closed(tmp_path: Path) -> None:
     assert former.stream is None
     logging.getLogger("igae").info("epoch 1")
     assert (tmp_path / "former.log").read_text() == ""
+
+
+# ----------------------------------------------------------------------------- flags
+
+
+@dataclass(frozen=True)
+class ExampleConfig:
+    """A config with a flag of every kind."""
+
+    data: Path = flag(Path("here.csv"), "a path")
+    weights: Path | None = flag(None, "an optional path")
+    epochs: int = flag(50, "a whole number")
+    lr: float = flag(8e-4, "a number")
+    device: str = flag("auto", "one of a few", choices=("auto", "cpu"))
+    output: Path = flag(Path("out"), "a folder", metavar="DIR")
+    crop: tuple[int, ...] = flag((1, 2), "two numbers", nargs=2)
+    warmup: bool = flag(True, "a switch that is on")
+    resume: bool = flag(False, "a switch that is off")
+    derived: int = 3
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"--epochs {self.epochs}: expected at least 1")
+
+
+def parse(*argv: str) -> ExampleConfig:
+    parser = build_parser(ExampleConfig, "An example.")
+    return build_config(parser, ExampleConfig, vars(parser.parse_args(argv)))
+
+
+def test_no_flags_give_the_defaults() -> None:
+    assert parse() == ExampleConfig()
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (["--data", "x/y.csv"], "data", Path("x/y.csv")),
+        (["--weights", "w.pth"], "weights", Path("w.pth")),
+        (["--epochs", "3"], "epochs", 3),
+        (["--lr", "1e-5"], "lr", 1e-5),
+        (["--device", "cpu"], "device", "cpu"),
+        (["--crop", "8", "9"], "crop", (8, 9)),
+        (["--no-warmup"], "warmup", False),
+        (["--warmup"], "warmup", True),
+        (["--resume"], "resume", True),
+        (["--resume", "--no-resume"], "resume", False),
+    ],
+)
+def test_a_flag_sets_its_field_alone(argv: list[str], field: str, value: Any) -> None:
+    config = parse(*argv)
+    found = getattr(config, field)
+    assert (found, type(found)) == (value, type(value))
+    assert config == ExampleConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),  # no abbreviations
+        (["--derived", "3"], "unrecognized arguments: --derived 3"),
+        (["--epochs", "1.5"], "argument --epochs: invalid int value: '1.5'"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--crop", "8"], "argument --crop: expected 2 arguments"),
+        (["--warmup", "False"], "unrecognized arguments: False"),
+        (["--epochs", "0"], "--epochs 0: expected at least 1"),  # the config's own check
+    ],
+)
+def test_a_wrong_flag_ends_with_code_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_each_default_once() -> None:
+    text = build_parser(ExampleConfig, "An example.").format_help()
+    assert text.count("(default: 50)") == 1
+    assert text.count("(default: True)") == 1
+    assert "(default: None)" not in text
+    assert "--derived" not in text
+    assert all(shown in text for shown in ("--data FILE", "--output DIR", "--epochs INT"))
+
+
+def test_flags_not_given_are_absent() -> None:
+    parser = build_parser(ExampleConfig, None)
+    assert vars(parser.parse_args(["--lr", "0.1"])) == {"lr": 0.1}
+
+
+@dataclass(frozen=True)
+class RequiredConfig:
+    """A config with a flag that must be given."""
+
+    checkpoint: Path = flag(REQUIRED, "a file")
+
+
+def test_a_required_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = build_parser(RequiredConfig, None)
+    assert vars(parser.parse_args(["--checkpoint", "x"])) == {"checkpoint": Path("x")}
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args([])
+    assert stop.value.code == 2
+    assert "the following arguments are required: --checkpoint" in capsys.readouterr().err
+    assert "default" not in parser.format_help()
+
+
+def test_config_to_json_is_plain_json() -> None:
+    values = config_to_json(ExampleConfig(weights=Path("a") / "b", crop=(8, 9)))
+    assert json.loads(json.dumps(values)) == values
+    assert values["weights"] == str(Path("a") / "b")
+    assert values["crop"] == [8, 9]
+    assert values["warmup"] is True
+
+
+# ----------------------------------------------------------------------------- device and seeds
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "name", "expected"),
+    [
+        (True, True, "auto", "cuda"),
+        (False, True, "auto", "mps"),
+        (False, False, "auto", "cpu"),
+        (True, True, "cpu", "cpu"),
+        (True, True, "mps", "mps"),
+    ],
+)
+def test_resolve_device(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, name: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve_device(name) == torch.device(expected)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"--device cuda: .*Available: cpu$"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "deterministic"),
+    [("cpu", False, True), ("cpu", True, True), ("cuda", False, False), ("cuda", True, True)],
+)
+def test_determinism_is_always_on_for_the_cpu(
+    device: str, asked: bool, deterministic: bool
+) -> None:
+    torch.use_deterministic_algorithms(False)
+    set_determinism(torch.device(device), asked)
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+    filler: Any = torch.utils.deterministic
+    assert filler.fill_uninitialized_memory != deterministic
+    assert torch.backends.cudnn.benchmark == (not asked)
+
+
+def drawn() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_seed_everything_seeds_every_generator() -> None:
+    seed_everything(1, 2)
+    first = drawn()
+    second = drawn()
+    seed_everything(1, 2)
+    assert drawn() == first
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("numbers", [(1, 3), (2, 1), (1,), (12,)])
+def test_other_numbers_give_other_draws(numbers: tuple[int, ...]) -> None:
+    seed_everything(1, 2)
+    first = drawn()
+    seed_everything(*numbers)
+    assert all(a != b for a, b in zip(first, drawn(), strict=True))
+
+
+def test_describe_environment_can_go_into_a_checkpoint() -> None:
+    found = describe_environment(torch.device("cpu"))
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert json.loads(json.dumps(found)) == found
+    assert {type(value) for value in found.values()} <= {str, int}
