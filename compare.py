@@ -1,77 +1,76 @@
-r"""Compare backbones, hand aspects and protocols: a run each, one table, one figure.
+r"""Compare backbones, hand aspects and protocols: train and evaluate each, one table, one figure.
 
     python compare.py --backbones swin_t resnet50 --aspects dorsal_dr palmar_pr \
         --protocols paper subject-disjoint --input ./11k --output ./comparison --N_epochs 50
 
-starts train.py and test.py for every backbone, aspect, protocol, fold and seed; flags that are not
-listed below go to train.py. Writes, after every finished run: results.csv, differences.csv,
-table.md, comparison.png. The same command again goes on where it was interrupted, and repeats
-nothing that is finished.
+runs train.py and test.py for every backbone, aspect, protocol, fold and seed; flags that are not
+listed below are passed to train.py. After every finished run it writes results.csv,
+differences.csv, table.md and comparison.png. The same command again resumes an interrupted
+comparison and skips finished runs.
 
     python compare.py --output ./comparison --difference dorsal_dr-paper-swin_t \
         dorsal_dr-paper-resnet50
 
-says whether two rows of the table differ by more than chance. A row is named as its runs' folders
-are; without -fold_<k> or -seed_<s> all folds or seeds are averaged.
+prints the paired differences between two lines of the table. A line is named like its runs'
+folders; without -fold_<k> or -seed_<s> all folds or seeds are averaged.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import os
-import re
+import queue
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from collections import deque
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.splits import PROTOCOLS, SplitFiles, locate
-from data.tables import WRITE_CSV, advise
 from dataset_11k import TASKS
 from engine.checkpoint import (
-    FREE_ON_RESUME,
-    checkpoints_of,
-    config_of_run,
+    MAY_CHANGE_ON_RESUME,
+    best_checkpoint,
+    check_resumable,
     describe_checkpoint,
-    lock_run,
+    evaluation_dir,
+    list_checkpoints,
+    read_epochs,
     read_run,
 )
 from engine.loop import check_backbone
 from measures.across_runs import (
-    COMPARED,
-    Cell,
-    Measure,
-    Result,
-    Row,
-    compare_rows,
-    control_values,
-    differences_table,
+    MeasureKey,
+    ScoredRun,
+    average_baselines,
+    average_interval,
     folds_of,
-    interval,
-    photos_differ,
-    read_evaluation,
-    results_table,
+    in_folds,
+    paired_differences,
+    same_photos,
+    shared_measures,
 )
 from measures.bootstrap import CONFIDENCE, Difference, Interval
+from measures.metrics_json import headline_measures
+from measures.registry import BASELINES, MEASURES
 from pages.figures import save_figure
-from pages.wording import CONTROLS
+from pages.wording import headlines
 from train import TrainConfig, read_run_data
 from utils import (
     UserError,
@@ -85,20 +84,30 @@ from utils import (
     safe_name,
     setup_logging,
     usable_cpus,
+    write_text,
 )
 
-# ----------------------------------------------------------------------------- comparison
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-# What compare.py sets for every run, so that it cannot be a flag for train.py.
-OWN_FLAGS = (
-    *("attributes_file", "protocol", "fold", "backbone", "backbone_weights", "seed"),
-    *("run_dir", "resume"),
-)
+# Flags of train.py that compare.py sets for every run, and what to give instead.
+SET_PER_RUN = {
+    "attributes_file": "--input and --aspects",
+    "protocol": "--protocols",
+    "fold": "--folds",
+    "backbone": "--backbones",
+    "backbone_weights": "--backbone_weights NAME=FILE",
+    "seed": "--seeds",
+    "run_dir": "--output",
+    "resume": "the same command again",
+}
+
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What compare.py is asked for; further flags are train.py's."""
+    """The flags of compare.py; all others are train.py's."""
 
     backbones: tuple[str, ...] = flag((), "as train.py's --backbone", nargs="+", metavar="NAME")
     aspects: tuple[str, ...] = flag(
@@ -111,21 +120,21 @@ class CompareConfig:
         nargs="+",
     )
     folds: tuple[int, ...] = flag(
-        (), "of subject-disjoint (default: all that were drawn)", nargs="+", metavar="FOLD"
+        (), "of subject-disjoint (default: all that exist)", nargs="+", metavar="FOLD"
     )
-    seeds: tuple[int, ...] = flag((42,), "of the trainings", nargs="+", metavar="SEED")
+    seeds: tuple[int, ...] = flag((42,), "of training", nargs="+", metavar="SEED")
     backbone_weights: tuple[str, ...] = flag(
         (), "start from these files instead of timm's weights", nargs="+", metavar="NAME=FILE"
     )
     input: Path = flag(Path("./11k"), "folder with Hands/ and the splits", metavar="DIR")
     output: Path = flag(Path("./comparison"), "folder of runs and results", metavar="DIR")
     add: tuple[Path, ...] = flag(
-        (), "finished runs made elsewhere, for the table too", nargs="+", metavar="RUN_DIR"
+        (), "add finished runs from other folders to the table", nargs="+", metavar="RUN_DIR"
     )
-    processes: int = flag(1, "runs at once, one per GPU where there are several")
-    dry_run: bool = flag(False, "say what there is to do, and do nothing")
+    processes: int = flag(1, "number of parallel runs, each on its own GPU if there are several")
+    dry_run: bool = flag(False, "print the state of every run and exit")
     difference: tuple[str, ...] = flag(
-        (), "compare two rows of the table in --output", nargs=2, metavar="ROW"
+        (), "print the differences between two lines of the table", nargs=2, metavar="LINE"
     )
 
     def __post_init__(self) -> None:
@@ -134,25 +143,22 @@ class CompareConfig:
             raise ValueError(f"--processes must be above 0, not {self.processes}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            again = isinstance(value, tuple) and len(set(value)) < len(value)
-            if again and field.name != "difference":
-                raise ValueError(f"--{field.name}: something is there twice")
+            repeated = isinstance(value, tuple) and len(set(value)) < len(value)
+            if repeated and field.name != "difference":
+                raise ValueError(f"--{field.name}: a value is repeated")
             if value == field.default:
                 continue
             if self.difference and field.name not in ("difference", "output"):
-                raise ValueError(f"--difference goes with --output alone, not --{field.name}")
+                raise ValueError(f"--difference goes with --output only, not with --{field.name}")
             if not self.backbones and field.name in ("aspects", "protocols", "folds", "seeds"):
-                raise ValueError(f"--{field.name} goes with --backbones")
+                raise ValueError(f"--{field.name} needs --backbones")
         if not (self.backbones or self.add or self.difference):
-            raise ValueError("give --backbones, or --add, or --difference")
+            raise ValueError("give --backbones, --add or --difference")
         if self.folds and not any(PROTOCOLS[protocol].disjoint for protocol in self.protocols):
-            raise ValueError(f"--folds: --protocols {' '.join(self.protocols)} have none")
-        safe = {safe_name(backbone): backbone for backbone in self.backbones}
-        for backbone in self.backbones:
-            if safe[safe_name(backbone)] != backbone:
-                raise ValueError(
-                    f"--backbones {backbone} and {safe[safe_name(backbone)]} would share a folder"
-                )
+            raise ValueError(f"--folds: --protocols {' '.join(self.protocols)} have no folds")
+        folders = [safe_name(backbone) for backbone in self.backbones]
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"--backbones {' '.join(self.backbones)}: two would share a folder")
         for text in self.backbone_weights:
             name, equals, _ = text.partition("=")
             if not equals or name not in self.backbones:
@@ -160,7 +166,7 @@ class CompareConfig:
                     f"--backbone_weights {text}: expected NAME=FILE, NAME one of --backbones"
                 )
         if len(self.weights) < len(self.backbone_weights):
-            raise ValueError("--backbone_weights: a backbone is there twice")
+            raise ValueError("--backbone_weights: two files for one backbone")
 
     @property
     def weights(self) -> dict[str, Path]:
@@ -169,1014 +175,782 @@ class CompareConfig:
         return {name: Path(file) for name, _, file in pairs}
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A row of the table.
+# ----------------------------------------------------------------------------- runs and lines
 
-    folds: that are in it; `n_folds`: that the protocol has.
-    n_images: photos evaluated, those of another seed counted once.
-    controls: name -> value, as far as they answer the measure.
-    """
 
-    row: Row
-    folds: tuple[int, ...]
-    n_folds: int
-    seeds: tuple[int, ...]
-    n_runs: int
-    n_images: int
-    numbers: dict[Measure, Interval]
-    controls: dict[Measure, dict[str, float]]
+class TableLine(NamedTuple):
+    """What a line of the table is about; folds and seeds are averaged."""
+
+    aspect: str
+    protocol: str
+    backbone: str
+
+
+class Cell(NamedTuple):
+    """What one run is about: runs are compared by these."""
+
+    aspect: str
+    protocol: str
+    backbone: str
+    fold: int | None  # None: the protocol has no folds
+    seed: int
 
     @property
-    def made_of(self) -> str:
-        """Folds and seeds; what is missing is said."""
+    def line(self) -> TableLine:
+        """The line of the table that it belongs to."""
+        return TableLine(self.aspect, self.protocol, self.backbone)
+
+    def name(self, *, fold: bool = True, seed: bool = True) -> str:
+        """Return the name of the run's folder; without fold or seed, of what averages them."""
+        parts = [self.aspect, self.protocol]
+        parts += [f"fold_{self.fold}"] * (fold and self.fold is not None)
+        return "-".join([*parts, safe_name(self.backbone), *[f"seed_{self.seed}"] * seed])
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """A run to train and evaluate; one that was `added` has been trained elsewhere.
+
+    settings: flags of train.py by name, as JSON types.
+    """
+
+    cell: Cell
+    folder: Path
+    settings: Mapping[str, Any]
+    added: bool = False
+
+    @property
+    def recipe(self) -> str:
+        """The flags that differ from train.py's defaults; runs that are averaged share them."""
         parts = []
-        if self.folds:
-            there = len(self.folds)
-            whole = there == self.n_folds
-            parts.append(f"{there} folds" if whole else f"**{there} of {self.n_folds} folds**")
-        parts.append(
-            ("seed " if len(self.seeds) == 1 else "seeds ") + " ".join(map(str, self.seeds))
+        for name, default in config_to_json(TrainConfig()).items():
+            value = self.settings.get(name, default)
+            is_recipe = name == "N_epochs" or name not in (*MAY_CHANGE_ON_RESUME, *SET_PER_RUN)
+            if value == default or not is_recipe:
+                continue
+            values = value if isinstance(value, list) else [value]
+            if isinstance(value, bool):
+                parts.append(f"--{'' if value else 'no-'}{name}")
+            else:
+                parts.append(" ".join([f"--{name}", *map(str, values)]))
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedRun:
+    """What test.py wrote about a run's best checkpoint."""
+
+    cell: Cell
+    folder: Path
+    metrics: Mapping[str, Any]
+
+    @functools.cached_property
+    def scored(self) -> ScoredRun:
+        """The headline measures as functions of people's weights, and their baselines."""
+        with np.load(self.folder / "predictions.npz") as stored:
+            arrays = dict(stored)
+        baselines = {
+            (task_of(line.part), line.measure.key): line.baselines
+            for line in headlines(self.metrics["tasks"])
+            if line.part in (*TASKS, "all_pairs")
+        }
+        unseen = PROTOCOLS[self.cell.protocol].disjoint
+        measures = headline_measures(arrays, tuple(self.metrics["tasks"]), unseen=unseen)
+        return ScoredRun(
+            fold=self.cell.fold,
+            seed=self.cell.seed,
+            people=arrays["people"],
+            frame_numbers=arrays["frame_number"],
+            measures={key: measure for key, measure in measures.items() if key in baselines},
+            baselines=baselines,
         )
-        n_whole = max(len(self.folds), 1) * len(self.seeds)
-        if self.n_runs < n_whole:
-            parts.append(f"**{self.n_runs} of {n_whole} runs**")
-        return ", ".join(parts)
 
 
-def rows_of(results: Sequence[Result]) -> dict[Row, tuple[Result, ...]]:
-    """Return the results of each row, rows in the order of aspect and protocol."""
-    rows: dict[Row, list[Result]] = {}
-    for result in results:
-        rows.setdefault(result.cell.row, []).append(result)
-    order = {row[:2]: i for i, row in reversed(list(enumerate(rows)))}
-    return {row: tuple(rows[row]) for row in sorted(rows, key=lambda row: order[row[:2]])}
+def task_of(part: str) -> str:
+    """Return the task of a part of metrics.json: pairs of photos are compared for identity."""
+    return part if part in TASKS else "identity"
 
 
-def summarise(row: Row, results: tuple[Result, ...], n_folds: int) -> Summary:
-    """Return a row of the table; `n_folds`: that its protocol has."""
-    first_of_fold = {result.cell.fold: result for result in reversed(results)}
-    keys = [key for key in COMPARED if all(key in result.measures for result in results)]
-    return Summary(
-        row=row,
-        folds=tuple(sorted(fold for fold in first_of_fold if fold is not None)),
-        n_folds=n_folds,
-        seeds=tuple(sorted({result.cell.seed for result in results})),
-        n_runs=len(results),
-        n_images=sum(result.metrics["n_images"] for result in first_of_fold.values()),
-        numbers={key: interval(results, key) for key in keys},
-        controls={key: control_values(results, key) for key in keys},
-    )
+def read_evaluation(cell: Cell, folder: Path) -> EvaluatedRun | None:
+    """Return the evaluation in `folder`; None if it does not exist or is incomplete."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        with np.load(folder / "predictions.npz") as stored:
+            complete = metrics.keys() >= {"checkpoint", "tasks"} and "people" in stored
+    except (OSError, ValueError, AttributeError):
+        return None
+    return EvaluatedRun(cell, folder, metrics) if complete else None
 
 
-def find_row(name: str, results: Sequence[Result]) -> tuple[Result, ...]:
-    """Return the results of the row called `name`."""
-    found = tuple(result for result in results if name in result.cell.names)
-    if not found:
-        there = sorted({result.cell.named(fold=False, seed=False) for result in results})
-        raise UserError(f"--difference {name}: no such row; there are {', '.join(there) or 'none'}")
-    return found
+def find_evaluation(run: PlannedRun) -> EvaluatedRun | None:
+    """Return the evaluation of the run's reported split; None unless training has finished."""
+    best = best_checkpoint(run.folder)
+    last = max((epoch for epoch, _ in list_checkpoints(run.folder)), default=0)
+    if best is None or not (run.added or last >= run.settings["N_epochs"]):
+        return None
+    split = PROTOCOLS[run.cell.protocol].splits[-1]
+    found = read_evaluation(run.cell, evaluation_dir(best, run.cell.aspect, split))
+    return found if found and found.metrics["checkpoint"] == best.name else None
 
 
-def check_comparable(
-    names: Sequence[str], first: Sequence[Result], second: Sequence[Result]
-) -> None:
-    """Refuse two rows that were not evaluated on the same photos of the same people, saying why."""
-    both = f"{names[0]} and {names[1]}"
-    one, other = first[0].cell, second[0].cell
-    if one.aspect != other.aspect:
-        reason = f"they show other photos ({one.aspect}, {other.aspect})"
-    elif one.protocol != other.protocol:
-        reason = (
-            f"{one.protocol} and {other.protocol} report on other people and photos, so that"
-            " nothing is paired"
-        )
-    elif folds_of(first) != folds_of(second):
-        folds = [sorted(str(fold) for fold in folds_of(part)) for part in (first, second)]
-        reason = f"folds {' '.join(folds[0])} and {' '.join(folds[1])} show other people"
-    elif photos_differ(first, second):
-        reason = "they were evaluated on another draw of the split"
-    else:
+# ----------------------------------------------------------------------------- planning
+
+
+def plan_runs(
+    config: CompareConfig, given: Mapping[str, Any], parser: argparse.ArgumentParser
+) -> list[PlannedRun]:
+    """Return the runs of all cells, once flags, splits, photos and folders have been checked."""
+    for file in config.weights.values():
+        if not file.is_file():
+            raise UserError(f"--backbone_weights: not found: {file}")
+    runs = []
+    fingerprints: dict[Cell, dict[str, str]] = {}
+    for backbone in config.backbones:
+        check_backbone(backbone, given.get("image_size", TrainConfig.image_size))
+    pairs = itertools.product(config.aspects, config.protocols) if config.backbones else ()
+    for aspect, protocol in pairs:
+        attributes = config.input / "sub_dataset" / f"{aspect}.csv"
+        folds: Sequence[int | None] = (None,)
+        if PROTOCOLS[protocol].disjoint:  # without any, reading fold 0 says what to do
+            folds = config.folds or locate(attributes, protocol).folds or (0,)
+        for seed, fold, backbone in itertools.product(config.seeds, folds, config.backbones):
+            cell = Cell(aspect, protocol, backbone, fold, seed)
+            own = {"attributes_file": attributes, **cell._asdict()}
+            own |= {"backbone_weights": config.weights.get(backbone)}
+            del own["aspect"]
+            train_config = build_config(parser, TrainConfig, {**given, **own})
+            run = PlannedRun(cell, config.output / cell.name(), config_to_json(train_config))
+            data = cell._replace(backbone="")
+            if data not in fingerprints:
+                fingerprints[data] = read_run_data(train_config).fingerprints
+            check_folder(run, fingerprints[data])
+            runs.append(run)
+    return runs
+
+
+def has_config(folder: Path) -> bool:
+    """Return whether a run has been started in the folder."""
+    return (folder / "config.json").is_file()
+
+
+def check_folder(run: PlannedRun, fingerprints: Mapping[str, str]) -> None:
+    """Refuse a run folder of other settings or samples than planned."""
+    if not run.folder.is_dir() or not any(run.folder.iterdir()):
         return
-    raise UserError(
-        f"--difference: {both} cannot be compared: {reason}; name two rows of one aspect,"
-        " protocol and fold"
+    stored = read_run(run.folder)
+    check_resumable(run.folder, stored, settings=run.settings, fingerprints=fingerprints)
+    n_epochs, planned = stored["config"]["N_epochs"], run.settings["N_epochs"]
+    if n_epochs != planned:
+        raise UserError(
+            f"--N_epochs {planned} differs from {n_epochs}, which the run was started with:"
+            f" {run.folder}. Give the same, or another --output"
+        )
+
+
+def plan_added(folder: Path, root: Path) -> PlannedRun:
+    """Return a finished run that was trained elsewhere, as its best checkpoint describes it."""
+    best = best_checkpoint(folder)
+    if best is None:
+        raise UserError(f"--add: no checkpoint-NNNNNN-best.pth in {folder}. Give a run's folder")
+    state = describe_checkpoint(best)
+    stored = (read_run(folder) if has_config(folder) else state)["config"]
+    n_done = max(max(epoch for epoch, _ in list_checkpoints(folder)), len(read_epochs(folder)))
+    if n_done < stored["N_epochs"]:
+        raise UserError(
+            f"--add: training stopped at epoch {n_done} of {stored['N_epochs']}: {folder}. Finish"
+            f" it with: python train.py --resume {folder}"
+        )
+    fold = (stored["fold"] or 0) if PROTOCOLS[stored["protocol"]].disjoint else None
+    cell = Cell(state["aspect"], stored["protocol"], stored["backbone"], fold, stored["seed"])
+    attributes = root / "sub_dataset" / f"{cell.aspect}.csv"
+    here = {"attributes_file": str(attributes), "device": "auto"}
+    run = PlannedRun(cell, folder, {**stored, **here}, added=True)
+    if find_evaluation(run) is None and not attributes.is_file():
+        raise UserError(
+            f"--add: {folder} is not evaluated yet, and not found: {attributes}. Give the data"
+            " set's folder with --input"
+        )
+    return run
+
+
+def plan_listed(config: CompareConfig) -> list[PlannedRun]:
+    """Return the runs of the existing results.csv, which `--add` without --backbones extends."""
+    if config.backbones or not (config.output / "results.csv").is_file():
+        return []
+    added = {folder.resolve() for folder in config.add}
+    folders = [found.folder.parent for found in read_results(config.output)]
+    return [plan_added(path, config.input) for path in folders if path.resolve() not in added]
+
+
+def check_distinct(runs: Sequence[PlannedRun]) -> None:
+    """Refuse two runs of one cell, and lines that would average different recipes."""
+    cells: dict[Cell, PlannedRun] = {}
+    lines: dict[TableLine, PlannedRun] = {}
+    for run in runs:
+        other = cells.setdefault(run.cell, run)
+        if other is not run:
+            raise UserError(
+                f"two runs of {run.cell.name()}: {run.folder} and {other.folder}. Leave one out"
+            )
+        other = lines.setdefault(run.cell.line, run)
+        if other.recipe != run.recipe:
+            raise UserError(
+                f"runs to average differ in their settings: {run.folder}"
+                f" ({run.recipe or 'defaults'}) and {other.folder} ({other.recipe or 'defaults'})."
+                " Leave one out"
+            )
+
+
+# ----------------------------------------------------------------------------- execution
+
+
+def train_command(run: PlannedRun, flags: Sequence[str]) -> list[str]:
+    """Return the command that starts or resumes the run; `flags` are given to all runs."""
+    command = [sys.executable, str(HERE / "train.py")]
+    command += ["--attributes_file", run.settings["attributes_file"]]
+    command += ["--resume" if has_config(run.folder) else "--run_dir", str(run.folder)]
+    for name in ("protocol", "fold", "backbone", "backbone_weights", "seed"):
+        value = run.settings[name]
+        command += [] if value is None else [f"--{name}", str(value)]
+    return [*command, *flags]
+
+
+def test_command(run: PlannedRun) -> list[str]:
+    """Return the command that evaluates the run's best checkpoint."""
+    command = [sys.executable, str(HERE / "test.py")]
+    command += ["--attributes_file", run.settings["attributes_file"]]
+    command += ["--checkpoint", str(best_checkpoint(run.folder))]
+    for name in ("device", "num_workers"):
+        command += [f"--{name}", str(run.settings[name])]
+    return command
+
+
+def device_queue(n_processes: int) -> queue.Queue[dict[str, str]]:
+    """Return one set of environment variables per process: its GPU, or its share of the CPUs."""
+    devices: queue.Queue[dict[str, str]] = queue.Queue()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+        map(str, range(torch.cuda.device_count()))
     )
+    for place in range(n_processes):
+        if n_processes == 1:
+            devices.put({})
+        elif visible:
+            gpus = visible.split(",")
+            devices.put({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]})
+        else:
+            share = str(max(1, usable_cpus() // n_processes))
+            devices.put({"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)})
+    return devices
 
 
-def difference_text(names: Sequence[str], found: Mapping[Measure, Difference]) -> str:
-    """Return what --difference prints."""
-    lines = [f"{names[0]} minus {names[1]}", ""]
-    lines.append(f"{'':28}difference  95 % interval      people")
-    for key, one in found.items():
-        ends = f"{one.low:+.4f} to {one.high:+.4f}"
-        verdict = "more than chance" if one.more_than_chance else "not more than chance"
-        title = " ".join(key).replace("_", " ")
-        lines.append(f"{title:28}{one.value:+10.4f}  {ends:20}{one.n_people:5}  {verdict}")
-    lines += ["", "Paired bootstrap over people; not corrected for the number of comparisons."]
-    return "\n".join(lines)
+class Comparison:
+    """The planned runs, and what has become of them.
+
+    Args:
+        config: flags of compare.py.
+        runs: in the order of the table.
+        flags: those of train.py, as text.
+    """
+
+    def __init__(
+        self, config: CompareConfig, runs: Sequence[PlannedRun], flags: Sequence[str]
+    ) -> None:
+        self.config, self.runs, self.flags = config, runs, flags
+        found = {run: find_evaluation(run) for run in runs}
+        self.evaluated = {run: result for run, result in found.items() if result}
+        self.failures: dict[PlannedRun, str] = {}
+        self.devices = device_queue(config.processes)
+        self.interrupted = threading.Event()
+
+    def log_file(self, run: PlannedRun) -> Path:
+        """Return the file of what the run's commands print."""
+        return self.config.output / f"{run.cell.name()}.log"
+
+    def commands(self, run: PlannedRun) -> Iterator[list[str]]:
+        """Yield the run's commands; train.py exits at once if training is finished."""
+        if not run.added:
+            yield train_command(run, self.flags)
+        yield test_command(run)
+
+    def execute(self, run: PlannedRun) -> str:
+        """Train and evaluate a run on the next free device; return an error, or nothing."""
+        device = self.devices.get()
+        try:
+            with self.log_file(run).open("a", encoding="utf-8") as log:
+                for command in self.commands(run):
+                    if self.interrupted.is_set():
+                        return "interrupted"
+                    print(f"$ {shlex.join(command)}", file=log, flush=True)
+                    done = subprocess.run(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, **device},
+                        check=False,
+                    )
+                    if done.returncode:
+                        return last_line(self.log_file(run)) or f"exit code {done.returncode}"
+            return ""
+        except OSError as error:
+            return str(error)
+        finally:
+            self.devices.put(device)
+
+    def execute_all(self) -> None:
+        """Execute what is not finished, writing the results after every run.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the running commands receive it too, and end by themselves.
+        """
+        waiting = [run for run in self.runs if run not in self.evaluated]
+        n_done = len(self.evaluated)
+        with (
+            logging_redirect_tqdm([logger]),
+            tqdm(total=len(self.runs), initial=n_done, unit="run", disable=None) as bar,
+            ThreadPoolExecutor(self.config.processes) as pool,
+        ):
+            futures = {pool.submit(self.execute, run): run for run in waiting}
+            try:
+                for future in as_completed(futures):
+                    self.finish(futures[future], future.result())
+                    bar.update()
+            except BaseException:
+                self.interrupted.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def finish(self, run: PlannedRun, failure: str) -> None:
+        """Record the end of a run, and write the results if it succeeded."""
+        result = None if failure else find_evaluation(run)
+        if result:
+            self.evaluated[run] = result
+            self.write()
+        else:
+            self.failures[run] = failure or "its evaluation is incomplete"
+            logger.error("%s failed: %s", run.cell.name(), self.failures[run])
+        logger.info("%d of %d runs finished", len(self.evaluated), len(self.runs))
+
+    def write(self) -> None:
+        """Write results.csv, differences.csv, table.md and comparison.png."""
+        output = self.config.output
+        results = [self.evaluated[run] for run in self.runs if run in self.evaluated]
+        averages = average_lines(results, self.config.input)
+        differences = differences_table(averages)
+        recipes = {run.cell.line: run.recipe for run in self.runs}
+        write_csv(results_table(results, output), output / "results.csv")
+        write_csv(differences, output / "differences.csv")
+        n_missing = len(self.runs) - len(results)
+        write_text(output / "table.md", table_text(averages, recipes, differences, n_missing))
+        if averages:
+            plot_comparison(averages, output / "comparison.png")
+
+    def print_state(self) -> None:
+        """Print how far every run is."""
+        for run in self.runs:
+            n_done = len(read_epochs(run.folder))
+            state = f"epoch {n_done} of {run.settings['N_epochs']}" if n_done else "not started"
+            print(f"{run.cell.name()}: {'finished' if run in self.evaluated else state}")
+        print(f"{len(self.evaluated)} of {len(self.runs)} runs finished")
 
 
-def read_results(output: Path) -> list[Result]:
-    """Return the results that results.csv lists."""
+def last_line(path: Path) -> str:
+    """Return the last line of a log that is not blank."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("error: ")
+
+
+# ----------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True, eq=False)
+class LineAverages:
+    """The averages of a line of the table over the folds and seeds of its runs.
+
+    n_folds: how many the protocol has.
+    """
+
+    line: TableLine
+    runs: tuple[EvaluatedRun, ...]
+    n_folds: int
+
+    @functools.cached_property
+    def scored(self) -> tuple[ScoredRun, ...]:
+        """The headline measures of each run."""
+        return tuple(run.scored for run in self.runs)
+
+    @functools.cached_property
+    def intervals(self) -> dict[MeasureKey, Interval]:
+        """The averages of the measures that all runs have."""
+        return {key: average_interval(self.scored, key) for key in shared_measures(self.scored)}
+
+    @property
+    def n_images(self) -> int:
+        """Number of evaluated photos; those of several seeds count once."""
+        return sum({run.cell.fold: run.metrics["n_images"] for run in self.runs}.values())
+
+    @property
+    def cells(self) -> list[str]:
+        """The first cells of the line in table.md."""
+        return [f"`{name}`" for name in (self.line.backbone, self.line.aspect, self.line.protocol)]
+
+    @property
+    def folds_text(self) -> str:
+        """The number of folds, and of missing ones; empty for a protocol without folds."""
+        n_folds = len(folds_of(self.scored) - {None})
+        missing = f" of {self.n_folds}" if n_folds < self.n_folds else ""
+        return f"{n_folds}{missing} folds" if n_folds else ""
+
+    @property
+    def averaged_over(self) -> str:
+        """Folds and seeds; bold if some are missing."""
+        seeds = sorted({run.cell.seed for run in self.runs})
+        folds = f"**{self.folds_text}**" if " of " in self.folds_text else self.folds_text
+        n_expected = max(len(folds_of(self.scored)), 1) * len(seeds)
+        incomplete = len(self.runs) < n_expected
+        parts = [
+            folds,
+            f"seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}",
+            f"**{len(self.runs)} of {n_expected} runs**" * incomplete,
+        ]
+        return ", ".join(filter(None, parts))
+
+
+def average_lines(results: Sequence[EvaluatedRun], root: Path) -> list[LineAverages]:
+    """Return the lines of the table, those of one aspect and protocol together.
+
+    Args:
+        results: finished runs.
+        root: folder of the splits, which tell how many folds a protocol has.
+    """
+    by_line: dict[TableLine, list[EvaluatedRun]] = {}
+    for result in results:
+        by_line.setdefault(result.cell.line, []).append(result)
+    blocks = list(dict.fromkeys(line[:2] for line in by_line))
+    averages = []
+    for line in sorted(by_line, key=lambda line: blocks.index(line[:2])):
+        n_folds = len(SplitFiles(root, line.aspect, line.protocol).folds)
+        n_folds = n_folds or PROTOCOLS[line.protocol].folds
+        averages.append(LineAverages(line, tuple(by_line[line]), n_folds))
+    return averages
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV atomically."""
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def headline_columns(tasks: Mapping[str, Any]) -> dict[str, float]:
+    """Return a run's columns of results.csv: <task>_<measure>, with _low, _high, _<baseline>.
+
+    Measures of pairs other than all pairs have the kind of pairs before the ending.
+
+    Args:
+        tasks: of metrics.json.
+    """
+    columns: dict[str, float] = {}
+    for line in headlines(tasks):
+        kind = "" if line.part in (*TASKS, "all_pairs") else f"_{line.part}"
+        column = f"{task_of(line.part)}_{line.measure.key}{kind}"
+        columns |= {column: line.value, f"{column}_low": line.low, f"{column}_high": line.high}
+        columns |= {f"{column}_{baseline}": value for baseline, value in line.baselines.items()}
+    return {column: value for column, value in columns.items() if not math.isnan(value)}
+
+
+def results_table(results: Sequence[EvaluatedRun], output: Path) -> pd.DataFrame:
+    """Return results.csv: one line per run."""
+    lines = []
+    for result in results:
+        facts = {key: result.metrics[key] for key in ("split", "epoch", "n_images", "n_people")}
+        path, base = result.folder.absolute(), output.absolute()
+        place = path.relative_to(base) if path.is_relative_to(base) else path
+        columns = headline_columns(result.metrics["tasks"])
+        lines.append({**result.cell._asdict(), **facts, "evaluation": place.as_posix(), **columns})
+    table = pd.DataFrame(lines, columns=None if lines else [*Cell._fields, "evaluation"])
+    return table.astype({"fold": "Int64"})
+
+
+def differences_table(averages: Sequence[LineAverages]) -> pd.DataFrame:
+    """Return differences.csv: all pairs of backbones of an aspect and protocol, by measure.
+
+    Pairs are compared over their common folds; without any, or on different photos, not at all.
+    """
+    columns = ["aspect", "protocol", "first", "second", "folds", "task", "measure", "difference"]
+    columns += ["low", "high", "n_people", "significant"]
+    lines = []
+    for one, other in itertools.combinations(averages, 2):
+        common = folds_of(one.scored) & folds_of(other.scored)
+        if one.line[:2] != other.line[:2] or not common:
+            continue
+        first, second = in_folds(one.scored, common), in_folds(other.scored, common)
+        if not same_photos(first, second):
+            continue
+        folds = " ".join(str(fold) for fold in sorted(fold for fold in common if fold is not None))
+        names = (*one.line, other.line.backbone, folds)
+        lines += [(*names, *key, *d) for key, d in paired_differences(first, second).items()]
+    return pd.DataFrame(lines, columns=columns)
+
+
+NOTES = f"""\
+- In brackets: {CONFIDENCE:.0%} confidence interval (bootstrap over people); it does not include
+  the variation between seeds.
+- Folds and seeds: mean of the models' own scores; predictions are never pooled.
+"""
+
+
+def measures_of(averages: Sequence[LineAverages]) -> list[MeasureKey]:
+    """Return the measures of any line: by task, then in the order of `MEASURES`."""
+    found = {key for average in averages for key in average.intervals}
+    return [(task, key) for task in TASKS for key in MEASURES if (task, key) in found]
+
+
+def markdown_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a heading and a table."""
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]
+    return "\n".join([f"## {title}", "", *table, ""])
+
+
+def runs_table(averages: Sequence[LineAverages], recipes: Mapping[TableLine, str]) -> str:
+    """Return the part of table.md about runs: what is averaged, and how it was trained."""
+    head = ["backbone", "hand", "protocol", "averaged over", "photos", "settings"]
+    lines = []
+    for average in averages:
+        recipe = recipes[average.line]
+        settings = f"`{recipe}`" if recipe else "defaults of train.py"
+        lines.append([*average.cells, average.averaged_over, str(average.n_images), settings])
+    return markdown_table("Runs", head, lines)
+
+
+def measure_table(averages: Sequence[LineAverages], key: MeasureKey) -> str:
+    """Return the part of table.md about one measure, with its baselines."""
+    measure, unit = MEASURES[key[1]], MEASURES[key[1]].unit
+    shown = [average for average in averages if key in average.intervals]
+    beside = [average_baselines(average.scored, key) for average in shown]
+    baselines = [name for name in BASELINES if any(name in values for values in beside)]
+    head = ["backbone", "hand", "protocol", "people", measure.name]
+    head += [BASELINES[name].name for name in baselines]
+    lines = []
+    for average, values in zip(shown, beside, strict=True):
+        found = average.intervals[key]
+        value = f"{unit.format(found.value)} ({unit.format_interval(found.low, found.high)})"
+        others = [unit.format(values.get(name)) for name in baselines]
+        lines.append([*average.cells, str(found.n_people), value, *others])
+    return markdown_table(f"{TASKS[key[0]].title}: {measure.name}", head, lines)
+
+
+def table_text(
+    averages: Sequence[LineAverages],
+    recipes: Mapping[TableLine, str],
+    differences: pd.DataFrame,
+    n_missing: int,
+) -> str:
+    """Return table.md.
+
+    Args:
+        averages: lines with finished runs.
+        recipes: each line's flags that differ from train.py's defaults.
+        differences: as `differences_table` returns it.
+        n_missing: number of runs that are not finished.
+    """
+    parts = [f"**Incomplete: {n_missing} runs are not finished.**\n"] if n_missing else []
+    parts.append(runs_table(averages, recipes))
+    parts += [measure_table(averages, key) for key in measures_of(averages)]
+    notes = NOTES
+    for baseline in BASELINES.values():
+        notes += f"- Baseline {baseline.name}: {baseline.explanation}\n"
+    if len(differences):
+        notes += (
+            f"- differences.csv: {int(differences['significant'].sum())} of {len(differences)}"
+            f" differences between backbones are significant at {CONFIDENCE:.0%}, without"
+            " correction for multiple comparisons.\n"
+        )
+    return "\n".join([*parts, notes])
+
+
+# ----------------------------------------------------------------------------- figure
+
+# Okabe and Ito's colours, with a marker each; protocols share them in their order.
+LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+
+BASELINE_MARKERS = ("|", "x", "+", "1")
+
+MAX_PANELS = 4  # in a row
+
+
+def plot_comparison(averages: Sequence[LineAverages], path: Path) -> None:
+    """Draw a panel per headline measure: each line of the table with interval and baselines.
+
+    Args:
+        averages: lines of the table, at least one.
+        path: picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    keys = measures_of(averages)
+    n_rows = math.ceil(len(keys) / MAX_PANELS)
+    n_columns = math.ceil(len(keys) / n_rows)
+    height = 1.2 + n_rows * (1.0 + 0.28 * len(averages))
+    figure = Figure(figsize=(3.2 + 2.6 * n_columns, height), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
+    for panel, key in itertools.zip_longest(panels.flat, keys):
+        if key is None:
+            panel.axis("off")
+        else:
+            draw_measure(panel, averages, key)
+    for panel in panels[:, 0]:
+        labels = [
+            ", ".join(filter(None, (*average.line[::-1], average.folds_text)))
+            for average in averages
+        ]
+        panel.set_yticks(range(len(averages)), labels, parse_math=False)
+    # one entry for each label, however often it was drawn
+    entries = {
+        label: handle
+        for panel in panels.flat
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    order = [
+        name for name in (*PROTOCOLS, *(b.name for b in BASELINES.values())) if name in entries
+    ]
+    figure.legend(
+        [entries[name] for name in order],
+        order,
+        loc="outside upper right",
+        ncols=math.ceil(len(order) / math.ceil(len(order) / MAX_PANELS)),
+        frameon=False,
+    )
+    save_figure(figure, path)
+
+
+def draw_measure(panel: Axes, averages: Sequence[LineAverages], key: MeasureKey) -> None:
+    """Draw one measure of all lines of the table into a panel, with its baselines."""
+    task, measure = key[0], MEASURES[key[1]]
+    scale, n_lines = measure.unit.scale, len(averages)
+    looks = dict(zip(PROTOCOLS, itertools.cycle(LOOKS), strict=False))
+    markers = dict(zip(BASELINES, itertools.cycle(BASELINE_MARKERS), strict=False))
+    for place, average in enumerate(averages):
+        found = average.intervals.get(key)
+        if found is None:
+            continue
+        color, marker = looks[average.line.protocol]
+        # not clipped, so that a marker at 0 or 100 % is whole
+        style: dict[str, Any] = {"color": color, "clip_on": False, "label": average.line.protocol}
+        panel.plot([scale * found.low, scale * found.high], [place, place], linewidth=1.8, **style)
+        panel.plot(scale * found.value, place, marker, **style)
+        for name, value in average_baselines(average.scored, key).items():
+            style |= {"color": "#444444", "markersize": 8, "label": BASELINES[name].name}
+            panel.plot(scale * value, place, markers[name], linestyle="", **style)
+    panel.set_title(f"{TASKS[task].title}: {measure.name}", loc="left", fontsize="medium")
+    direction = "higher" if measure.higher_is_better else "lower"
+    panel.set_xlabel(f"{measure.unit.suffix.strip()} ({direction} is better)".strip())
+    if measure.unit.is_percent:
+        panel.set_xlim(-2, 102)
+    panel.set_ylim(n_lines - 0.5, -0.5)
+    panel.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+    for place in range(1, n_lines):  # a rule between lines that cannot be compared
+        if averages[place].line[:2] != averages[place - 1].line[:2]:
+            panel.axhline(place - 0.5, color="#BBBBBB", linewidth=0.8)
+
+
+# ----------------------------------------------------------------------------- --difference
+
+
+def read_results(output: Path) -> list[EvaluatedRun]:
+    """Return the evaluations that results.csv lists."""
     path = output / "results.csv"
     try:
-        table = pd.read_csv(path, dtype={"backbone": str})
-        needed = [*Cell._fields, "evaluation"]
-        if not set(needed) <= set(table.columns):
-            raise ValueError(f"it lacks columns of {', '.join(needed)}")
-        gaps = table[[n for n in needed if n != "fold"]].isna().any(axis=1)
-        if gaps.any():
-            raise ValueError(f"line {int(gaps.to_numpy().argmax()) + 2} is not complete")
-        records = table.to_dict("records")
+        records = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         cells = [
             Cell(
                 *(record["aspect"], record["protocol"], record["backbone"]),
-                None if pd.isna(record["fold"]) else int(record["fold"]),
+                int(record["fold"]) if record["fold"] else None,
                 int(record["seed"]),
             )
             for record in records
         ]
         folders = [output / record["evaluation"] for record in records]
     except FileNotFoundError:
-        raise UserError(f"{path} not found; give the --output of a comparison") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); move it away, and run the comparison again"
-        ) from error
+        raise UserError(f"not found: {path}. Give the --output of a comparison") from None
+    except (KeyError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error!r}). Rerun the comparison") from error
     results = []
     for cell, folder in zip(cells, folders, strict=True):
         result = read_evaluation(cell, folder)
         if result is None:
-            raise UserError(f"{folder} is no finished evaluation; run the comparison again")
+            raise UserError(f"incomplete evaluation: {folder}. Rerun the comparison")
         results.append(result)
     return results
 
 
-# ----------------------------------------------------------------------------- table and figure
-
-
-def number_text(value: float | None, *, rate: bool = True) -> str:
-    """Return a rate as .884, years as 1.84; a dash where there is none."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}".removeprefix("0") if rate else f"{value:.2f}"
-
-
-def interval_text(summary: Summary, key: Measure) -> str:
-    """Return a number with its interval, as .884 (.841-.921)."""
-    found = summary.numbers.get(key)
-    if found is None:
-        return "-"
-    rate = key[1] != "mae_years"
-    low, high = (number_text(end, rate=rate) for end in (found.low, found.high))
-    return f"{number_text(found.value, rate=rate)} ({low}-{high})"
-
-
-def table_line(summary: Summary) -> str:
-    """Return a row of table.md."""
-    known = ("identity", "balanced_accuracy") in summary.numbers
-    identity = ("identity", "balanced_accuracy" if known else "rank_1")
-    people = max(found.n_people for found in summary.numbers.values())
-    cells = [
-        *(f"`{summary.row.backbone}`", f"`{summary.row.aspect}`", f"`{summary.row.protocol}`"),
-        *(summary.made_of, f"{summary.n_images}, {people}"),
-        f"{'' if known else 'rank-1 '}{interval_text(summary, identity)}",
-    ]
-    for task, more in (("gender", "roc_auc"), ("age", "mae_years")):
-        controls = summary.controls.get((task, "balanced_accuracy"), {})
-        named = (*CONTROLS[:2], *(["nearest_embedding"] * ("nearest_embedding" in controls)))
-        beside = [number_text(controls.get(name)) for name in named]
-        cells += [interval_text(summary, (task, "balanced_accuracy")), " / ".join(beside)]
-        cells.append(interval_text(summary, (task, more)))
-    return f"| {' | '.join(cells)} |"
-
-
-TABLE_HEAD = (
-    "| backbone | hand | protocol | averaged over | photos, people | identity | gender"
-    " | majority / lookup / nearest | gender AUC | age group | majority / lookup / nearest"
-    " | age MAE, years |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|"
-)
-
-TABLE_NOTES = (
-    f"In brackets: {CONFIDENCE:.0%} bootstrap interval over people; what another seed would bring"
-    " is not in it.",
-    "Identity, gender and age group: balanced accuracy. Where nobody was trained on, identity is"
-    " rank-1: the share of photos whose most similar gallery photo, of the same recording session,"
-    " shows the same person.",
-    "Majority: who always answers the training rows' most frequent class. Lookup: who answers the"
-    " gender and age group of the person that the identity head names. Nearest, of strangers alone:"
-    " those of the training photo that is most alike.",
-    "Several folds or seeds: the mean of each model's own score; no model's answers are pooled"
-    " with another's.",
-)
-
-
-def table_text(
-    summaries: Sequence[Summary],
-    recipes: Mapping[Row, str],
-    differences: pd.DataFrame,
-    n_left: int,
-) -> str:
-    """Return table.md.
-
-    Args:
-        summaries: of the finished rows.
-        recipes: each row's flags, where they are not train.py's defaults.
-        differences: as `differences_table` returns it.
-        n_left: runs that are not finished.
-    """
-    notes = list(TABLE_NOTES)
-    by_recipe: dict[str, list[str]] = {}
-    for summary in summaries:
-        by_recipe.setdefault(recipes[summary.row], []).append("-".join(summary.row))
-    for recipe, names in by_recipe.items():
-        who = "" if len(by_recipe) == 1 else f" ({', '.join(names)})"
-        notes.append(f"Trained{who} with {f'`{recipe}`' if recipe else 'the defaults'}.")
-    if len(differences):
-        n_more = int(differences["more_than_chance"].sum())
-        notes.append(
-            f"Pairs of backbones: {n_more} of {len(differences)} differences are more than chance"
-            f" (differences.csv), each taken by itself at {CONFIDENCE:.0%}: they are not corrected"
-            " for the number of comparisons."
-        )
-    if n_left:
-        notes.append(f"**Not finished: {n_left} runs are missing.**")
-    lines = [TABLE_HEAD, *map(table_line, summaries), "", *(f"- {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
-
-
-# Okabe and Ito's colours, which the colour-blind tell apart; each has a marker of its own.
-LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
-
-LEGEND_COLUMNS = 4  # what one line has room for
-
-CONTROL_LOOKS = {
-    "majority_class": ("majority class", "|"),
-    "identity_lookup": ("identity lookup", "x"),
-    "nearest_embedding": ("nearest embedding", "+"),
-    "chance": ("chance", "|"),
-}
-
-
-def plot_comparison(summaries: Sequence[Summary], path: Path) -> None:
-    """Draw every row's balanced accuracies (of strangers, identity's rank-1) with intervals.
-
-    Args:
-        summaries: rows of the table, at least one.
-        path: picture to write.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    n_rows = len(summaries)
-    figure = Figure(figsize=(11, 1.9 + 0.3 * n_rows), layout="constrained")
-    panels = figure.subplots(1, len(TASKS), sharey=True)
-    looks = dict(zip(PROTOCOLS, LOOKS, strict=True))
-    seen: set[str] = set()
-    for panel, task in zip(panels, TASKS, strict=True):
-        for place, summary in enumerate(summaries):
-            for key in ((task, "balanced_accuracy"), (task, "rank_1")):
-                if key not in summary.numbers:
-                    continue
-                color, marker = looks[summary.row.protocol]
-                found = summary.numbers[key]
-                style: dict[str, Any] = {"color": color, "clip_on": False}  # whole at the edge too
-                panel.plot([found.low, found.high], [place, place], linewidth=1.8, **style)
-                face = "white" if key[1] == "rank_1" else color
-                panel.plot(found.value, place, marker, markerfacecolor=face, **style)
-                for name, value in summary.controls[key].items():
-                    seen.add(name)
-                    look = {**style, "color": "#444444", "markersize": 9}
-                    panel.plot(value, place, CONTROL_LOOKS[name][1], **look)
-        panel.set_title({"age": "age group"}.get(task, task), loc="left", fontweight="bold")
-        panel.set(xlim=(-0.02, 1.02), ylim=(n_rows - 0.5, -0.5), xlabel="balanced accuracy")
-        panel.grid(axis="x", color="#DDDDDD", linewidth=0.8)
-        panel.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            panel.spines[side].set_visible(False)
-        panel.tick_params(axis="y", length=0)
-        for place in range(1, n_rows):  # a line between what cannot be compared
-            if summaries[place].row[:2] != summaries[place - 1].row[:2]:
-                panel.axhline(place - 0.5, color="#BBBBBB", linewidth=0.8)
-    protocols = list(dict.fromkeys(summary.row.protocol for summary in summaries))
-    if any(PROTOCOLS[protocol].disjoint for protocol in protocols):
-        panels[0].set_xlabel("balanced accuracy; hollow: rank-1")
-    names = [row_label(summary) for summary in summaries]
-    panels[0].set_yticks(range(n_rows), names, parse_math=False)
-    handles = [
-        Line2D([], [], color=looks[protocol][0], marker=looks[protocol][1], label=protocol)
-        for protocol in protocols
-    ]
-    controls = {CONTROL_LOOKS[name] for name in CONTROLS if name in seen}
-    by_marker = {m: " or ".join(sorted(t for t, n in controls if n == m)) for _, m in controls}
-    handles += [
-        Line2D([], [], color="#444444", linestyle="", marker=marker, label=f"control: {text}")
-        for marker, text in sorted(by_marker.items())
-    ]
-    n_columns = len(handles) if len(handles) <= LEGEND_COLUMNS else math.ceil(len(handles) / 2)
-    figure.legend(handles=handles, loc="outside upper right", ncols=n_columns, frameon=False)
-    save_figure(figure, path)
-
-
-def row_label(summary: Summary) -> str:
-    """Return a row's name in the figure; missing folds are said."""
-    partial = len(summary.folds) < summary.n_folds if summary.folds else False
-    said = f" ({len(summary.folds)} of {summary.n_folds} folds)" if partial else ""
-    return f"{summary.row.backbone}  {summary.row.protocol}  {summary.row.aspect}{said}"
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV, all of it or nothing."""
-    with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def write_results(
-    output: Path, results: Sequence[Result], recipes: Mapping[Row, str], root: Path, n_left: int
-) -> None:
-    """Write results.csv, differences.csv, table.md and comparison.png.
-
-    Args:
-        output: folder to write to.
-        results: finished ones, in the order of the table.
-        recipes: each row's flags, where they are not train.py's defaults.
-        root: of the splits, which say how many folds there are.
-        n_left: runs that are not finished.
-    """
-    rows = rows_of(results)
-    summaries = []
-    for row, those in rows.items():
-        files = SplitFiles(root, row.aspect, row.protocol)
-        n_folds = len(files.folds) or PROTOCOLS[row.protocol].folds
-        summaries.append(summarise(row, those, n_folds))
-    differences = differences_table(rows)
-    write_table(results_table(results, output), output / "results.csv")
-    write_table(differences, output / "differences.csv")
-    with atomic_write(output / "table.md") as temporary:
-        text = table_text(summaries, recipes, differences, n_left)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-    if summaries:
-        plot_comparison(summaries, output / "comparison.png")
-
-
-HERE = Path(__file__).resolve().parent
-
-POLL_SECONDS = 0.2
-
-SAY_EVERY = 60.0  # seconds between lines that say what is left
-
-GRACE = 10.0  # seconds that a child has to end by itself
-
-# What a run's folder may hold before its config.json is written.
-UNBEGUN = re.compile(r"\.lock|train\.log|\..*\.tmp.*")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run to train and evaluate; one that was `added` has been trained elsewhere."""
-
-    cell: Cell
-    folder: Path
-    config: TrainConfig
-    added: bool = False
-
-    @property
-    def recipe(self) -> str:
-        """The flags that rows should share, where they are not the defaults."""
-        return describe_recipe(config_to_json(self.config))
-
-
-def describe_recipe(stored: Mapping[str, Any]) -> str:
-    """Return as flags what a configuration changes in the recipe."""
-    plain = {k: v for k, v in config_to_json(TrainConfig()).items() if k not in OWN_FLAGS}
-    parts = []
-    for name, default in plain.items():
-        value = stored.get(name, default)
-        if value == default or (name in FREE_ON_RESUME and name != "N_epochs"):
-            continue
-        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        prefix = "--no-" if value is False else "--"
-        parts.append(f"{prefix}{name}" + ("" if isinstance(value, bool) else f" {text}"))
-    return " ".join(parts)
-
-
-# ----------------------------------------------------------------------------- inputs
-
-
-def attributes_file(root: Path, aspect: str) -> Path:
-    """Return the CSV of an aspect below `root`."""
-    return root / "sub_dataset" / f"{aspect}.csv"
-
-
-def find_folds(
-    root: Path, aspect: str, protocol: str, asked: Sequence[int]
-) -> tuple[int | None, ...]:
-    """Return the folds to run, None for a protocol without.
-
-    Raises:
-        UserError: aspect, protocol or fold was not drawn; the message has the command to run.
-    """
-    command = f"python dataset_11k_split.py --input {root}"
-    command += "" if protocol == "paper" else f" --protocol {protocol}"
-    path = attributes_file(root, aspect)
-    there = sorted(p.stem for p in path.parent.glob("*.csv"))
-    if there and aspect not in there:
-        raise UserError(f"--aspects {aspect}: {path.parent} has {', '.join(there)}")
-    what_next = advise(path, f"run: {command}", by_hand=WRITE_CSV)
-    if not there:
-        raise UserError(f"{path} not found; {what_next}")
-    files = locate(path, protocol)
-    folds = files.folds
-    if not PROTOCOLS[protocol].disjoint:
-        if not files.split("train").is_file():
-            raise UserError(f"{files.split('train')} not found; {what_next}")
-        return (None,)
-    if not folds:
-        raise UserError(f"{files.drawn / aspect} has no folds; {what_next}")
-    missing = [fold for fold in asked if fold not in folds]
-    if missing:
-        raise UserError(
-            f"--folds {missing[0]}: {files.drawn / aspect} has {', '.join(map(str, folds))}"
-        )
-    return tuple(asked or folds)
-
-
-def enumerate_cells(
-    config: CompareConfig, folds: Mapping[tuple[str, str], Sequence[int | None]]
-) -> list[Cell]:
-    """Return the cells in the order in which they run: those of a row's fold side by side.
-
-    Args:
-        config: what to compare.
-        folds: (aspect, protocol) -> folds.
-    """
-    return [
-        Cell(aspect, protocol, backbone, fold, seed)
-        for (aspect, protocol), those in folds.items()
-        for seed in config.seeds
-        for fold in those
-        for backbone in config.backbones
-    ]
-
-
-def check_stored(run: Run, fingerprints: Mapping[str, str]) -> None:
-    """Refuse a run's folder that holds something else than the flags and the splits ask for."""
-    if not run.folder.exists():
-        return
-    if not (run.folder / "config.json").exists():
-        others = [p.name for p in run.folder.iterdir() if not UNBEGUN.fullmatch(p.name)]
-        if others:
-            raise UserError(
-                f"{run.folder} holds {others[0]} and no config.json; take it away, or give"
-                " another --output"
-            )
-        return
-    stored = read_run(run.folder)
-    config, asked = stored["config"], config_to_json(run.config)
-    defaults = config_to_json(TrainConfig())
-    unknown = sorted(config.keys() - asked.keys())
-    if unknown:
-        raise UserError(f"{run.folder} has --{unknown[0]}, unknown to this version; use its own")
-    for name, wanted in asked.items():
-        found = config.get(name, defaults[name])
-        if name == "fold":
-            found, wanted = found or 0, wanted or 0
-        if name == "backbone_weights" and found and wanted:
-            found, wanted = str(Path(found).absolute()), str(Path(wanted).absolute())
-        if found != wanted and (name == "N_epochs" or name not in FREE_ON_RESUME):
-            raise UserError(
-                f"{run.folder} was begun with --{name} {found}, not {wanted}; give that, or"
-                " another --output"
-            )
-    check_rows(stored["fingerprints"], fingerprints, run.folder)
-
-
-def check_rows(stored: Mapping[str, str], here: Mapping[str, str], folder: Path) -> None:
-    """Refuse a run of other rows than the splits list now."""
-    changed = [split for split, value in here.items() if stored.get(split) != value]
-    if changed:
-        raise UserError(
-            f"{folder} was trained on another split: its rows of {' and '.join(changed)} differ"
-            " from those in --input; restore them, or take the run away"
-        )
-
-
-def plan_cells(
-    config: CompareConfig, given: Mapping[str, Any], parser: argparse.ArgumentParser
-) -> list[Run]:
-    """Return the runs of all cells, once flags, splits, photos and folders are seen to fit."""
-    for file in config.weights.values():
-        if not file.is_file():
-            raise UserError(f"--backbone_weights: {file} not found")
-    pairs = itertools.product(config.aspects, config.protocols) if config.backbones else ()
-    folds = {pair: find_folds(config.input, *pair, config.folds) for pair in pairs}
-    runs = []
-    for cell in enumerate_cells(config, folds):
-        values = {
-            **given,
-            "attributes_file": attributes_file(config.input, cell.aspect),
-            "protocol": cell.protocol,
-            "fold": cell.fold,
-            "backbone": cell.backbone,
-            "backbone_weights": config.weights.get(cell.backbone),
-            "seed": cell.seed,
-        }
-        asked = build_config(parser, TrainConfig, values)
-        runs.append(Run(cell, config.output / cell.name, asked))
-    for run in {run.cell.backbone: run for run in runs}.values():
-        check_backbone(run.cell.backbone, run.config.image_size)
-    fingerprints: dict[tuple[Any, ...], dict[str, str]] = {}
-    for run in runs:
-        key = run.cell._replace(backbone="")
-        if key not in fingerprints:
-            fingerprints[key] = read_run_data(run.config).fingerprints
-        check_stored(run, fingerprints[key])
-    return runs
-
-
-def plan_added(folder: Path, root: Path) -> Run:
-    """Return a finished run made elsewhere, as its best checkpoint describes it."""
-    if not folder.is_dir():
-        raise UserError(f"--add {folder} is no folder; give a run's, as train.py made it")
-    state = describe_checkpoint(best_checkpoint(folder))
-    stored = read_run(folder)["config"] if (folder / "config.json").exists() else state["config"]
-    values = config_of_run({}, stored, TrainConfig).items()
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
-    config = TrainConfig(**plain)
-    last = max(*(epoch for epoch, _ in checkpoints_of(folder)), len(epoch_seconds(folder)))
-    if last < config.N_epochs:
-        raise UserError(
-            f"--add {folder}: epoch {last} of {config.N_epochs} is its last; finish it with"
-            f" python train.py --resume {folder}"
-        )
-    aspect, protocol = state["aspect"], config.protocol
-    fold = (config.fold or 0) if PROTOCOLS[protocol].disjoint else None
-    here = dataclasses.replace(config, attributes_file=attributes_file(root, aspect))
-    run = Run(Cell(aspect, protocol, config.backbone, fold, config.seed), folder, here, added=True)
-    is_evaluated = read_result(run) is not None
-    if not is_evaluated and not here.attributes_file.is_file():
-        raise UserError(
-            f"--add {folder} is to be evaluated first, and {here.attributes_file} not found; give"
-            " the data set's folder with --input"
-        )
-    if not is_evaluated or SplitFiles(root, aspect, protocol, fold or 0).split("train").exists():
-        check_rows(state["fingerprints"], read_run_data(here).fingerprints, folder)
-    return run
-
-
-def plan_kept(config: CompareConfig) -> list[Run]:
-    """Return the runs that the table has already, where `--add` alone puts others beside them."""
-    if config.backbones or not (config.output / "results.csv").is_file():
-        return []
-    added = {folder.resolve() for folder in config.add}
-    folders = [result.folder.parent for result in read_results(config.output)]
-    return [plan_added(path, config.input) for path in folders if path.resolve() not in added]
-
-
-def check_together(runs: Sequence[Run]) -> None:
-    """Refuse runs that are the same cell, or whose average would mix recipes."""
-    cells: dict[Cell, Run] = {}
-    rows: dict[Row, Run] = {}
-    for run in runs:
-        other = cells.setdefault(run.cell, run)
-        if other is not run:
-            raise UserError(f"--add {run.folder} is {run.cell.name}, as {other.folder} is")
-        other = rows.setdefault(run.cell.row, run)
-        if other.recipe != run.recipe:
-            raise UserError(
-                f"--add {run.folder}: trained with {run.recipe or 'the defaults'}, and"
-                f" {other.folder} of the same row with {other.recipe or 'the defaults'}; leave"
-                " one out"
-            )
-
-
-# ----------------------------------------------------------------------------- what a run left
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """Return the run's one `-best` checkpoint."""
-    best = [path for (_, is_best), path in checkpoints_of(folder).items() if is_best]
-    if len(best) != 1:
-        raise UserError(f"{folder} has {len(best)} checkpoint-NNNNNN-best.pth, not one")
-    return best[0]
-
-
-def epoch_seconds(folder: Path) -> list[float]:
-    """Return how long each finished epoch of a run took."""
-    path = folder / "metrics.jsonl"
-    seconds = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(ValueError):  # a line that is being written
-            seconds.append(float(json.loads(line)["seconds"]))
-    return seconds
-
-
-def read_result(run: Run) -> Result | None:
-    """Return the evaluation of the run's reported split; None: not yet, or training goes on."""
-    best = [path for (_, is_best), path in checkpoints_of(run.folder).items() if is_best]
-    last = max((epoch for epoch, _ in checkpoints_of(run.folder)), default=0)
-    if len(best) != 1 or not (run.added or last >= run.config.N_epochs):
-        return None
-    split = PROTOCOLS[run.cell.protocol].splits[-1]
-    result = read_evaluation(
-        run.cell, best[0].with_name(f"{best[0].stem}-{run.cell.aspect}-{split}")
+def find_line(name: str, results: Sequence[EvaluatedRun]) -> tuple[EvaluatedRun, ...]:
+    """Return the runs of the line, or part of a line, called `name`."""
+    either = (True, False)
+    found = tuple(
+        result
+        for result in results
+        if name in [result.cell.name(fold=f, seed=s) for f in either for s in either]
     )
-    return result if result and result.metrics["checkpoint"] == best[0].name else None
+    if not found:
+        names = sorted({result.cell.name(fold=False, seed=False) for result in results})
+        raise UserError(f"--difference: no line {name}. Available: {', '.join(names)}")
+    return found
 
 
-# ----------------------------------------------------------------------------- time
-
-
-class Progress(NamedTuple):
-    """How far a run's training is."""
-
-    backbone: str
-    n_epochs: int
-    seconds: list[float]  # of each finished epoch
-    is_finished: bool  # evaluated too
-
-
-def seconds_left(runs: Sequence[Progress], overhead: float, n_processes: int) -> float | None:
-    """Return about how long the rest takes; None: no epoch has shown it yet.
-
-    An epoch takes what the run's own took; else those of its backbone, else of any.
-
-    Args:
-        runs: all of them.
-        overhead: seconds of a run that are no epoch: its start, and its evaluation.
-        n_processes: runs at once.
-    """
-    by_backbone: dict[str, list[float]] = {}
-    for run in runs:
-        by_backbone.setdefault(run.backbone, []).extend(run.seconds)
-    everything = [second for seconds in by_backbone.values() for second in seconds]
-    waiting = [run for run in runs if not run.is_finished]
-    if waiting and not everything:
-        return None
-    needed = [
-        overhead
-        + max(0, run.n_epochs - len(run.seconds))
-        * float(np.mean(run.seconds or by_backbone[run.backbone] or everything))
-        for run in waiting
-    ]
-    return max(sum(needed) / n_processes, max(needed, default=0.0))
-
-
-def duration_text(seconds: float | None) -> str:
-    """Return seconds as a person says them."""
-    if seconds is None:
-        return "how long it takes is seen after the first epoch"
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
-
-
-# ----------------------------------------------------------------------------- processes
-
-
-def train_command(run: Run, flags: Sequence[str], given: Mapping[str, Any]) -> list[str]:
-    """Return the command that begins the run or goes on with it.
-
-    Args:
-        run: to train.
-        flags: for train.py, as they were given.
-        given: the same, by name.
-    """
-    command = [sys.executable, str(HERE / "train.py")]
-    command += ["--attributes_file", str(run.config.attributes_file)]
-    if (run.folder / "config.json").exists():
-        free = [(k, v) for k, v in given.items() if k in FREE_ON_RESUME]
-        command += ["--resume", str(run.folder)]
-        return command + [part for name, value in free for part in (f"--{name}", str(value))]
-    command += ["--protocol", run.cell.protocol, "--backbone", run.cell.backbone]
-    command += [] if run.cell.fold is None else ["--fold", str(run.cell.fold)]
-    if run.config.backbone_weights:
-        command += ["--backbone_weights", str(run.config.backbone_weights)]
-    return command + ["--seed", str(run.cell.seed), "--run_dir", str(run.folder), *flags]
-
-
-def commands_of(run: Run, flags: Sequence[str], given: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield the run's commands, one after the other's end; a finished training ends at once."""
-    if not run.added:
-        if run.folder.exists() and not (run.folder / "config.json").exists():
-            for path in run.folder.iterdir():  # killed before its config.json was written
-                path.unlink()
-        yield train_command(run, flags, given)
-    command = [sys.executable, str(HERE / "test.py")]
-    command += ["--attributes_file", str(run.config.attributes_file)]
-    command += ["--checkpoint", str(best_checkpoint(run.folder))]
-    shared = [name for name in ("device", "num_workers") if name in given]
-    yield command + [part for name in shared for part in (f"--{name}", str(given[name]))]
-
-
-def child_environment(slot: int, n_processes: int) -> dict[str, str]:
-    """Return the environment of the child in place `slot`: its GPU, or its share of the CPUs."""
-    environment = dict(os.environ)
-    if n_processes == 1:
-        return environment
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
-        map(str, range(torch.cuda.device_count()))
+def check_comparable(first: Sequence[EvaluatedRun], second: Sequence[EvaluatedRun]) -> None:
+    """Refuse two lines that were not evaluated on the same photos, with the reason."""
+    one, other = first[0].cell, second[0].cell
+    folds = [sorted(str(run.cell.fold) for run in runs) for runs in (first, second)]
+    if one.aspect != other.aspect:
+        reason = f"different aspects ({one.aspect}, {other.aspect})"
+    elif one.protocol != other.protocol:
+        reason = f"different protocols ({one.protocol}, {other.protocol})"
+    elif set(folds[0]) != set(folds[1]):
+        reason = f"different folds ({' '.join(folds[0])}; {' '.join(folds[1])})"
+    elif not same_photos([run.scored for run in first], [run.scored for run in second]):
+        reason = "different photos in the evaluated split"
+    else:
+        return
+    raise UserError(
+        f"--difference: lines cannot be compared: {reason}. Give two lines of the same aspect,"
+        " protocol and folds"
     )
-    if visible:
-        devices = visible.split(",")
-        return {**environment, "CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // n_processes)))
-    return environment
 
 
-def last_line(path: Path) -> str:
-    """Return the last line of a log that says something."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return last.removeprefix("error: ")
-
-
-def is_held(folder: Path) -> bool:
-    """Return whether a process trains in the folder, as one may that a killed compare.py left."""
-    try:
-        if folder.exists():
-            lock_run(folder).release()
-    except UserError:
-        return True
-    return False
-
-
-@dataclass
-class Job:
-    """A run that is being worked at."""
-
-    run: Run
-    commands: Iterator[list[str]]
-    slot: int
-    log: IO[str]
-    began: float
-    process: subprocess.Popen[bytes] | None = None
-
-    def start_next(self, n_processes: int) -> bool:
-        """Start the run's next command; return False if there is none."""
-        command = next(self.commands, None)
-        if command is None:
-            return False
-        print(f"$ {shlex.join(command)}", file=self.log, flush=True)
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=child_environment(self.slot, n_processes),
-            start_new_session=True,  # so that its workers can be ended with it
+def difference_text(names: Sequence[str], found: Mapping[MeasureKey, Difference]) -> str:
+    """Return what --difference prints."""
+    lines = [f"{names[0]} minus {names[1]}", ""]
+    lines.append(f"{'':32}{'difference':>14}  {'interval':24}{'people':>6}")
+    for (task, key), one in found.items():
+        unit = MEASURES[key].unit
+        sign = "+" if one.value > 0 else ""
+        verdict = "significant" if one.more_than_chance else "not significant"
+        lines.append(
+            f"{f'{TASKS[task].title}: {MEASURES[key].name}':32}{sign + unit.format(one.value):>14}"
+            f"  {unit.format_interval(one.low, one.high):24}{one.n_people:6}  {verdict}"
         )
-        return True
-
-
-def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End children with all that they started: first gently, then at once."""
-    for is_gentle in (True, False):
-        for process in processes:
-            if sys.platform == "win32":
-                process.terminate()
-            else:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM if is_gentle else signal.SIGKILL)
-        deadline = time.monotonic() + GRACE
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()) if is_gentle else None)
-
-
-class StopSignals:
-    """Within the block, notes Ctrl-C and the wish to end, rather than to break off anywhere."""
-
-    def __init__(self) -> None:
-        names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
-        self.numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        self.received: int | None = None
-
-    def __enter__(self) -> StopSignals:
-        """Listen."""
-        self.former = {number: signal.signal(number, self.note) for number in self.numbers}
-        return self
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal."""
-        self.received = self.received or number
-
-    def __exit__(self, *error: object) -> None:
-        """Listen no more."""
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
-
-
-class Board:
-    """What is done, what failed, what is left; writes the results as they come.
-
-    Args:
-        config: what to compare.
-        runs: in the order in which they are worked at.
-        flags: for train.py, as they were given.
-        given: the same, by name.
-    """
-
-    def __init__(
-        self,
-        config: CompareConfig,
-        runs: Sequence[Run],
-        flags: Sequence[str],
-        given: Mapping[str, Any],
-    ) -> None:
-        self.config, self.runs, self.flags, self.given = config, runs, flags, given
-        found = {run: read_result(run) for run in runs}
-        self.results = {run: result for run, result in found.items() if result is not None}
-        self.waiting = deque(run for run in runs if run not in self.results)
-        self.failures: dict[Run, str] = {}
-        self.jobs: list[Job] = []
-        self.told: set[Run] = set()  # to wait for another process
-        self.overheads: list[float] = []  # seconds of runs finished here that were no epoch
-
-    def write(self) -> None:
-        """Write the tables and the figure."""
-        results = [self.results[run] for run in self.runs if run in self.results]
-        recipes = {run.cell.row: run.recipe for run in self.runs}
-        n_left = len(self.runs) - len(results)
-        write_results(self.config.output, results, recipes, self.config.input, n_left)
-
-    def left(self) -> str:
-        """Return what is left, and how long it takes."""
-        progress = [
-            Progress(
-                run.cell.backbone,
-                0 if run.added else run.config.N_epochs,
-                epoch_seconds(run.folder),
-                run in self.results or run in self.failures,
-            )
-            for run in self.runs
-        ]
-        parts = [f"{len(self.results)} of {len(self.runs)} runs finished"]
-        parts += [f"{len(self.failures)} failed"] * bool(self.failures)
-        for job in self.jobs:
-            done, n_epochs = len(epoch_seconds(job.run.folder)), job.run.config.N_epochs
-            where = f"at epoch {done} of {n_epochs}" if done < n_epochs else "being evaluated"
-            parts.append(f"{job.run.cell.name} {where}")
-        overhead = float(np.mean(self.overheads)) if self.overheads else 0.0
-        if self.jobs or self.waiting:
-            n_processes = self.config.processes
-            parts.append(duration_text(seconds_left(progress, overhead, n_processes)))
-            parts += ["evaluations apart"] * (not self.overheads)
-        return ", ".join(parts)
-
-    def start_jobs(self) -> None:
-        """Start what is waiting, as far as there is room and nobody else is at it."""
-        for _ in range(len(self.waiting)):
-            if len(self.jobs) == self.config.processes:
-                return
-            run = self.waiting.popleft()
-            if not run.added and is_held(run.folder):
-                if run not in self.told:
-                    logger.info("%s waits: another process trains in it", run.cell.name)
-                self.told.add(run)
-                self.waiting.append(run)
-                continue
-            slot = min(set(range(self.config.processes)) - {job.slot for job in self.jobs})
-            log = self.log_of(run).open("a", encoding="utf-8")
-            commands = commands_of(run, self.flags, self.given)
-            job = Job(run, commands, slot, log, began=time.monotonic())
-            self.jobs.append(job)
-            self.go_on(job)
-
-    def log_of(self, run: Run) -> Path:
-        """Return where the run's commands write what they say."""
-        return self.config.output / f"{run.cell.name}.log"
-
-    def go_on(self, job: Job) -> None:
-        """Start the job's next command; where there is none, or it cannot be, the job is over."""
-        try:
-            is_over = not job.start_next(self.config.processes)
-        except (UserError, OSError) as error:
-            self.finish(job, str(error))
-            return
-        if is_over:
-            self.finish(job, "")
-
-    def finish(self, job: Job, failure: str) -> None:
-        """Note the end of a job."""
-        job.log.close()
-        self.jobs.remove(job)
-        result = None if failure else read_result(job.run)
-        if result is None:
-            self.failures[job.run] = failure or "its evaluation is not complete"
-            logger.error("%s failed: %s", job.run.cell.name, self.failures[job.run])
-        else:
-            self.results[job.run] = result
-            seconds = time.monotonic() - job.began
-            self.overheads.append(max(0.0, seconds - sum(epoch_seconds(job.run.folder))))
-            self.write()
-        logger.info("%s", self.left())
-
-    def poll(self) -> None:
-        """Look which children have ended, and go on with their jobs."""
-        for job in list(self.jobs):
-            code = job.process.poll() if job.process else None
-            if code == 0:
-                self.go_on(job)
-            elif code is not None:
-                self.finish(job, last_line(self.log_of(job.run)) or f"exit code {code}")
-
-    def work(self) -> int:
-        """Work at the runs until all are done; return 0, or the signal that ended it before."""
-        said = time.monotonic()
-        with StopSignals() as signals:
-            try:
-                while (self.waiting or self.jobs) and signals.received is None:
-                    self.start_jobs()
-                    self.poll()
-                    time.sleep(POLL_SECONDS)
-                    if time.monotonic() - said > SAY_EVERY:
-                        said = time.monotonic()
-                        logger.info("%s", self.left())
-            finally:
-                end_processes([job.process for job in self.jobs if job.process])
-                for job in self.jobs:
-                    job.log.close()
-        return signals.received or 0
-
-
-# ----------------------------------------------------------------------------- the script
-
-
-def say_plan(board: Board) -> None:
-    """Print what there is to do."""
-    for run in board.runs:
-        done = len(epoch_seconds(run.folder))
-        state = f"epoch {done} of {run.config.N_epochs}" if done else "not begun"
-        print(f"{run.cell.name}: {'finished' if run in board.results else state}")
-    print(board.left())
+    lines += ["", f"Paired bootstrap over people, {CONFIDENCE:.0%} intervals, without correction"]
+    lines[-1] += " for multiple comparisons. Differences of % are percentage points."
+    return "\n".join(lines)
 
 
 def print_difference(config: CompareConfig) -> None:
-    """Print whether the two rows of `--difference` differ by more than chance."""
+    """Print the paired differences of the two lines of --difference."""
     results = read_results(config.output)
-    first, second = (find_row(name, results) for name in config.difference)
-    check_comparable(config.difference, first, second)
-    print(difference_text(config.difference, compare_rows(first, second)))
+    first, second = (find_line(name, results) for name in config.difference)
+    check_comparable(first, second)
+    scored = [tuple(run.scored for run in runs) for runs in (first, second)]
+    print(difference_text(config.difference, paired_differences(scored[0], scored[1])))
 
 
-def run_sweep(
-    config: CompareConfig,
-    flags: Sequence[str],
-    given: Mapping[str, Any],
-    train_parser: argparse.ArgumentParser,
-) -> int:
-    """Train and evaluate what is not yet, write the results; return the script's exit code.
-
-    Args:
-        config: what to compare.
-        flags: for train.py, as they were given.
-        given: the same, by name.
-        train_parser: reports what is wrong with these.
-    """
-    setup_logging(quiet=True)  # the runs say themselves what they read
-    files = [place for place in (config.output, *config.output.parents) if place.is_file()]
-    if files:
-        raise UserError(f"--output {config.output}: {files[0]} is a file; give a folder")
-    runs = plan_cells(config, given, train_parser)
-    runs += plan_kept(config)
-    runs += [plan_added(folder, config.input) for folder in config.add]
-    check_together(runs)
-    board = Board(config, runs, flags, given)
-    if config.dry_run:
-        say_plan(board)
-        return 0
-    config.output.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(config.output / ".lock", timeout=0)
-        lock.acquire()
-    except (OSError, Timeout) as error:
-        raise UserError(f"another compare.py works in {config.output}; wait for it") from error
-    setup_logging(config.output / "compare.log")
-    with lock:
-        logger.info("%s", board.left())
-        board.write()
-        received = board.work()
-    if received:
-        logger.info("interrupted; the same command again goes on")
-        return 128 + received
-    print((config.output / "table.md").read_text(encoding="utf-8"))
-    print(f"wrote results.csv, differences.csv, table.md and comparison.png to {config.output}")
-    for run, reason in board.failures.items():
-        print(f"error: {run.cell.name} failed: {reason} ({board.log_of(run)})", file=sys.stderr)
-    return 1 if board.failures else 0
+# ----------------------------------------------------------------------------- the command
 
 
-INSTEAD = {
-    "attributes_file": "--input and --aspects",
-    "backbone_weights": "--backbone_weights NAME=FILE",
-    "run_dir": "--output",
-    "resume": "the same command again",
-}
-
-
-def read_flags(
+def parse_flags(
     argv: Sequence[str] | None,
 ) -> tuple[CompareConfig, list[str], dict[str, Any], argparse.ArgumentParser]:
     """Return the configuration, train.py's flags as text and by name, and train.py's parser."""
@@ -1186,29 +960,65 @@ def read_flags(
     train_parser = build_parser(TrainConfig, None)
     train_parser.prog, train_parser.usage = parser.prog, parser.format_usage()[7:]
     given = vars(train_parser.parse_args(flags))
-    for name in OWN_FLAGS:
-        if name in given:
-            instead = INSTEAD.get(name, f"--{name}s")
-            parser.error(f"--{name} is set for every run; give {instead}")
-    if given and not config.backbones:
-        parser.error(
-            f"--{next(iter(given))} is for train.py, and nothing is to be trained: leave it out, or"
-            " give --backbones"
-        )
+    for name in given:
+        if name in SET_PER_RUN:
+            parser.error(f"--{name} is set for every run; give {SET_PER_RUN[name]}")
+        if not config.backbones:
+            parser.error(f"--{name} is a flag of train.py, and needs --backbones")
     for backbone, seed in itertools.product(config.backbones, config.seeds):
         own = {"backbone_weights": config.weights.get(backbone), "seed": seed}
-        build_config(train_parser, TrainConfig, {**given, **own})  # refuses what train.py does
+        build_config(train_parser, TrainConfig, {**given, **own})  # refuses what train.py refuses
     return config, flags, given, train_parser
+
+
+def lock_output(output: Path) -> FileLock:
+    """Create the output folder and lock it for this process."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / ".lock", timeout=0)
+        lock.acquire()
+    except FileExistsError as error:
+        raise UserError(f"not a folder: --output {output}. Give a folder") from error
+    except Timeout as error:
+        raise UserError(f"another compare.py is running in {output}. Wait for it") from error
+    return lock
+
+
+def run_comparison(comparison: Comparison) -> int:
+    """Execute what is not finished, write and print the results; return the exit code."""
+    output = comparison.config.output
+    with lock_output(output):
+        setup_logging(output / "compare.log")
+        comparison.write()
+        try:
+            comparison.execute_all()
+        except KeyboardInterrupt:
+            print("interrupted; the same command resumes", file=sys.stderr)
+            return 130
+    print((output / "table.md").read_text(encoding="utf-8"))
+    print(f"wrote results.csv, differences.csv, table.md and comparison.png to {output}")
+    for run, reason in comparison.failures.items():
+        log = comparison.log_file(run)
+        print(f"error: {run.cell.name()} failed: {reason} ({log})", file=sys.stderr)
+    return 1 if comparison.failures else 0
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    config, flags, given, train_parser = read_flags(argv)
+    config, flags, given, train_parser = parse_flags(argv)
     if config.difference:
         print_difference(config)
         return 0
-    return run_sweep(config, flags, given, train_parser)
+    setup_logging(quiet=True)  # planning reads every split; the runs log that themselves
+    runs = plan_runs(config, given, train_parser) + plan_listed(config)
+    runs += [plan_added(folder, config.input) for folder in config.add]
+    check_distinct(runs)
+    comparison = Comparison(config, runs, flags)
+    if config.dry_run:
+        comparison.print_state()
+        return 0
+    return run_comparison(comparison)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""The way from a split's rows to pixels and batches of the 11k Hands data set."""
+"""The 11k Hands data set: columns, tasks and labels, photos, augmentation, samplers, loaders.
+
+Data set: Afifi, "11K Hands: Gender recognition and biometric identification using a large dataset
+of hand images", 2019, https://arxiv.org/abs/1711.04322.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,9 +38,7 @@ HAND_INFO_COLUMNS = (
     "irregularities",
 )
 
-SPLIT_COLUMNS = ("image_path", "id", "gender", "age")
-
-# File name -> value of the column aspectOfHand, in the order the published split draws them.
+# File name -> value of aspectOfHand, in the order in which the published split draws them.
 ASPECTS = {
     "dorsal_dr": "dorsal right",
     "dorsal_dl": "dorsal left",
@@ -58,29 +60,31 @@ AGE_GROUPS = {
     "31-75": (31, 75),
 }
 
-# The ages that occur in 11k Hands; others are counted into the first or the last group.
+# Ages in 11k Hands; younger people count as the first group, older ones as the last.
 AGE_RANGE = (18, 75)
 
 
-def age_group(age: int) -> str:
-    """Return the name of the group that `age`, in whole years, belongs to."""
+def age_group(age: float) -> str:
+    """Return the name of the age group of `age`, in whole years."""
     names = list(AGE_GROUPS)
     return next((name for name in names if age <= AGE_GROUPS[name][1]), names[-1])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question asked of every photo: one head of the network, one row of `TASKS`.
+    """A classification task: one head of the network, one row of `TASKS`.
 
-    column: of HandInfo.csv and of the split CSVs.
+    All photos of a person have the same label.
+
+    column: column of HandInfo.csv and of the split CSVs.
     title: the task's name in tables, figures and reports.
-    classes: class names in order; None: the values in the training samples, sorted as text.
-    class_of: turns a cell (text; whole years if `in_years`) into a class name.
+    classes: class names in order; None: the values of the training samples, sorted as text.
+    class_of: turns a cell (text; a number if `in_years`) into a class name.
     pattern: regular expression of a legal cell; empty: one of `classes`.
-    expected: what a legal cell holds, for messages.
-    in_years: whether the cells are ages and the classes consecutive age ranges.
+    expected: description of a legal cell, for messages; empty: `classes`.
+    in_years: whether cells are ages in whole years and classes consecutive age ranges.
     loss: key of `engine.losses.LOSSES`.
-    weight: of the task's loss in the sum.
+    weight: weight of the task's loss in the sum.
     """
 
     column: str
@@ -109,25 +113,29 @@ TASKS = {
 }
 
 
+def split_columns() -> list[str]:
+    """Return the first columns of a split CSV; further ones may follow."""
+    return ["image_path", *(task.column for task in TASKS.values())]
+
+
 @dataclass(frozen=True)
 class LabelSpace:
-    """The class names of each task that is trained; the index of a name is its class index."""
+    """The class names of each trained task; a name's position is its class index."""
 
     names: dict[str, tuple[str, ...]]
 
     @classmethod
-    def of_samples(cls, samples: pd.DataFrame, tasks: Sequence[str] = tuple(TASKS)) -> LabelSpace:
-        """Return the classes of `tasks`; open ones (people) are those that occur in `samples`."""
+    def of_samples(cls, samples: pd.DataFrame, tasks: Iterable[str] = TASKS) -> LabelSpace:
+        """Return the classes of `tasks`; where TASKS fixes none, those that occur in `samples`."""
         names = {}
         for task in tasks:
-            classes = TASKS[task].classes
-            found = tuple(sorted(set(class_names(samples, task)) - {""}))
-            names[task] = found if classes is None else classes
+            occurring = tuple(sorted(set(class_names(samples, task)) - {""}))
+            names[task] = TASKS[task].classes or occurring
         return cls(names)
 
     @classmethod
     def from_json(cls, names: dict[str, list[str]]) -> LabelSpace:
-        """Return the space that `to_json` described."""
+        """Return the label space that `to_json` described."""
         return cls({task: tuple(classes) for task, classes in names.items()})
 
     def to_json(self) -> dict[str, list[str]]:
@@ -136,7 +144,7 @@ class LabelSpace:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks in the order of heads and label columns."""
+        """The tasks, in the order of the columns of `encode`."""
         return tuple(self.names)
 
     @property
@@ -145,7 +153,7 @@ class LabelSpace:
         return {task: len(names) for task, names in self.names.items()}
 
     def encode(self, samples: pd.DataFrame) -> np.ndarray:
-        """Return class indices, (n_samples, n_tasks) int64 in the order of `tasks`; -1: unknown."""
+        """Return class indices, (n_samples, n_tasks) int64, -1 where unknown."""
         columns = []
         for task, names in self.names.items():
             index = {name: i for i, name in enumerate(names)}
@@ -154,24 +162,24 @@ class LabelSpace:
 
 
 def class_names(samples: pd.DataFrame, task: str) -> list[str]:
-    """Return the true class name of every sample; an empty cell (unknown) stays empty."""
-    row = TASKS[task]
-    return [row.class_of(cell) if cell != "" else "" for cell in samples[row.column]]
+    """Return the true class name of every sample; empty where unknown."""
+    column, class_of = TASKS[task].column, TASKS[task].class_of
+    return ["" if pd.isna(cell) or cell == "" else class_of(cell) for cell in samples[column]]
 
 
 # ----------------------------------------------------------------------------- pixels
 
 
 def open_photo(path: Path, decode_size: int = 0) -> Image.Image:
-    """Return the photo at `path` as an upright RGB image, alpha laid onto white.
+    """Return a photo as an upright RGB image; transparency becomes white.
 
     Args:
-        path: any file that Pillow reads.
-        decode_size: lets the JPEG decoder scale by 1/2, 1/4 or 1/8 while both sides stay at
-            least that many pixels; 0 decodes every pixel.
+        path: a file in any format that Pillow reads.
+        decode_size: the JPEG decoder may downscale by 1/2, 1/4 or 1/8 as long as both sides keep
+            this many pixels; 0: full size.
 
     Raises:
-        UserError: the file cannot be decoded to its end.
+        UserError: the file cannot be decoded completely.
     """
     try:
         with Image.open(path) as image:
@@ -187,36 +195,33 @@ def open_photo(path: Path, decode_size: int = 0) -> Image.Image:
                 white = Image.new("RGBA", upright.size, "white")
                 return Image.alpha_composite(white, upright).convert("RGB")
             return upright.convert("RGB")
-    except Exception as error:  # Pillow's plugins raise whatever damaged data makes them meet
+    except Exception as error:  # on damaged data Pillow's plugins raise all kinds of exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"photo {path} cannot be decoded: {reason}; replace the file") from error
+        raise UserError(f"cannot decode photo {path}: {reason}. Replace the file") from error
 
 
 def resize_size(image_size: int) -> int:
-    """Return the side in pixels that photos are resized to before a crop of `image_size`."""
+    """Return the size in pixels that photos are resized to before a crop of `image_size`."""
     return round(image_size * 256 / 224)
 
 
-def read_pixels(path: Path, side: int, decode_size: int = 0) -> Image.Image:
-    """Return the photo at `path` as `side` x `side` RGB, bicubic; the aspect ratio is not kept.
-
-    Args:
-        path: any file that Pillow reads.
-        side: in pixels.
-        decode_size: as in `open_photo`.
+def read_pixels(path: Path, image_size: int, decode_size: int = 0) -> Image.Image:
+    """Return a photo resized to image_size x image_size, bicubic, whatever its aspect ratio.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 93-110.
     """
     photo = open_photo(path, decode_size)
-    return photo.resize((side, side), Image.Resampling.BICUBIC)
+    return photo.resize((image_size, image_size), Image.Resampling.BICUBIC)
 
 
-# Weights of red, green and blue in grey, as Pillow has them (ITU-R BT.601).
+# ----------------------------------------------------------------------------- augmentation
+
+# Weights of red, green and blue in a grey value (ITU-R BT.601, as in Pillow).
 GREY = (0.299, 0.587, 0.114)
 
 
-def pick(draws: torch.Tensor, n: int) -> torch.Tensor:
-    """Return whole numbers from 0 to n - 1, int64, of draws in [0, 1)."""
+def to_integers(draws: torch.Tensor, n: int) -> torch.Tensor:
+    """Turn uniform draws in [0, 1) into integers from 0 to n - 1."""
     return (draws * n).long().clamp(max=n - 1)  # rounding may reach n
 
 
@@ -224,13 +229,13 @@ def pick(draws: torch.Tensor, n: int) -> torch.Tensor:
 class Augmentation:
     """The published augmentation: random crop, horizontal flip, colour jitter.
 
-    Two ways to the same distribution: photo by photo with torchvision's transforms, or a batch at
-    once on the training device, where the photo's seed draws what is done to it.
+    It is done photo by photo with torchvision's transforms, or for a whole batch on the training
+    device. Both draw from the same distribution; a photo's seed determines its draws.
 
-    image_size: side of the crop in pixels.
+    image_size: size of the crop in pixels.
     flip: probability of a horizontal flip.
     jitter: largest relative change of brightness, contrast and saturation, in [0, 1].
-    by_batch: which way.
+    by_batch: whether it is done for a whole batch.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 93-100.
     """
@@ -254,7 +259,7 @@ class Augmentation:
 
     @staticmethod
     def draw(seeds: Sequence[int]) -> torch.Tensor:
-        """Return what the photos' seeds draw for `augment_batch`: (N, 7) in [0, 1)."""
+        """Return the random draws of `augment_batch`, (N, 7) float32 in [0, 1)."""
         draws = [np.random.default_rng(seed).random(7, dtype=np.float32) for seed in seeds]
         return torch.from_numpy(np.stack(draws))
 
@@ -262,11 +267,11 @@ class Augmentation:
         """Return the augmented photos, (N, 3, image_size, image_size) float32 in [0, 1].
 
         Args:
-            pixels: (N, side, side, 3) uint8.
-            draws: (N, 7) in [0, 1) on the same device: top, left, flip, three factors, their order.
+            pixels: (N, H, W, 3) uint8.
+            draws: (N, 7) in [0, 1), same device: top, left, flip, three factors, their order.
         """
         n, size = len(pixels), self.image_size
-        starts = pick(draws[:, :2], pixels.shape[1] - size + 1)
+        starts = to_integers(draws[:, :2], pixels.shape[1] - size + 1)
         steps = torch.arange(size, device=pixels.device)
         flipped = draws[:, 2, None] < self.flip
         rows = starts[:, :1] + steps
@@ -279,21 +284,20 @@ class Augmentation:
     def jitter_batch(
         self, images: torch.Tensor, factors: torch.Tensor, order: torch.Tensor
     ) -> torch.Tensor:
-        """Return `images`, (N, 3, H, W) in [0, 1], with other colours.
+        """Return images with brightness, contrast and saturation changed, each in its own order.
 
-        Each change is a blend: of brightness with black, of contrast with the mean grey, of
-        saturation with the grey photo. Every photo has its own factors and order.
+        Brightness blends with black, contrast with the mean grey, saturation with the grey photo.
 
         Args:
-            images: float32.
-            factors: (N, 3) in [0, 1), of brightness, contrast and saturation.
-            order: (N,) in [0, 1), which of the six orders.
+            images: (N, 3, H, W) float32 in [0, 1].
+            factors: (N, 3) draws in [0, 1) for brightness, contrast and saturation.
+            order: (N,) draws in [0, 1) for one of the six orders.
         """
         orders = torch.tensor(list(itertools.permutations(range(3))), device=images.device)
-        change_at = orders[pick(order, len(orders))]  # (N, 3): which change comes when
+        sequence = orders[to_integers(order, len(orders))]  # (N, 3)
         strength = 1 - self.jitter + 2 * self.jitter * factors
         grey_weights = torch.tensor(GREY, device=images.device).view(3, 1, 1)
-        for changes in change_at.T:
+        for changes in sequence.T:
             grey = (images * grey_weights).sum(dim=1, keepdim=True)
             change = changes.view(-1, 1, 1, 1)
             mean = grey.mean(dim=(2, 3), keepdim=True)
@@ -303,62 +307,65 @@ class Augmentation:
         return images
 
 
-class Item(NamedTuple):
-    """One photo, or a batch of them."""
+# ----------------------------------------------------------------------------- items
 
-    image: torch.Tensor  # (H, W, 3) uint8, RGB; of a batch: (N, H, W, 3)
-    labels: torch.Tensor  # (n_tasks,) int64 in the order of TASKS, -1 where unknown
-    row: int | torch.Tensor  # place in the split's CSV, from 0; of a batch: (N,) int64
+
+class Item(NamedTuple):
+    """A photo, or a batch of photos (then every field has a leading batch dimension)."""
+
+    image: torch.Tensor  # (H, W, 3) uint8, RGB
+    labels: torch.Tensor  # (n_tasks,) int64 in the order of the label space, -1 where unknown
+    row: int | torch.Tensor  # position in the split's CSV, from 0
     draws: torch.Tensor  # (7,) float32 for `Augmentation.augment_batch`, or (0,)
 
 
 class Pixels(Protocol):
-    """Photos that are decoded already: by row, (H, W, 3) uint8."""
+    """Decoded photos by row, each (H, W, 3) uint8."""
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return the pixels of a row."""
 
 
 class HandsDataset(Dataset[Item]):
-    """The photos of a split's rows.
+    """The photos of a split.
 
     Args:
-        rows: as `read_rows` returns them.
-        folder: where the photos lie.
-        label_space: turns names into indices.
-        side: that photos are resized to, in pixels.
+        samples: as `data.tables.read_samples` returns them.
+        folder: folder of the photos.
+        label_space: turns class names into indices.
+        image_size: size in pixels that photos are resized to.
         decode_size: as in `open_photo`.
         augmentation: of a training split.
     """
 
     def __init__(
         self,
-        rows: pd.DataFrame,
+        samples: pd.DataFrame,
         folder: Path,
         label_space: LabelSpace,
         *,
-        side: int,
+        image_size: int,
         decode_size: int = 0,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self.names = rows["name"].tolist()
-        self.labels = torch.from_numpy(label_space.encode(rows))
+        self.names = samples["name"].tolist()
+        self.labels = torch.from_numpy(label_space.encode(samples))
         self.folder = folder
-        self.side = side
+        self.image_size = image_size
         self.decode_size = decode_size
         self.augmentation = augmentation
-        self.cached: Pixels | None = None  # what photo_cache.py holds of the rows
-        self.resident: torch.Tensor | None = None  # (n_rows, side, side, 3) on the GPU
+        self.cached: Pixels | None = None  # set by data.cache.attach_cache
+        self.resident: torch.Tensor | None = None  # (n_samples, H, W, 3) uint8 on the GPU
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Return the number of samples."""
         return len(self.names)
 
     def read(self, row: int, seed: int) -> torch.Tensor:
-        """Return the pixels of a row, (H, W, 3) uint8, augmented if that is done by photo.
+        """Return a photo, (H, W, 3) uint8, augmented unless that is done for whole batches.
 
         Raises:
-            UserError: the photo cannot be decoded; the message names row and file.
+            UserError: the photo cannot be decoded.
         """
         by_photo = self.augmentation is not None and not self.augmentation.by_batch
         if self.cached is not None and not by_photo:
@@ -366,20 +373,13 @@ class HandsDataset(Dataset[Item]):
         if self.cached is not None:
             photo = Image.fromarray(self.cached[row])
         else:
-            try:
-                photo = read_pixels(self.folder / self.names[row], self.side, self.decode_size)
-            except UserError as error:
-                raise UserError(f"row {row + 1}: {error}") from error
+            photo = read_pixels(self.folder / self.names[row], self.image_size, self.decode_size)
         if self.augmentation is not None and by_photo:
             photo = self.augmentation.augment_photo(photo, seed)
         return torch.from_numpy(np.array(photo))
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Item:
-        """Return a batch of photos, each augmented by what its seed draws.
-
-        Args:
-            keys: (row, seed), as the samplers of this module yield them.
-        """
+        """Return the batch of photos with these (row, augmentation seed) keys."""
         rows = torch.tensor([row for row, _ in keys])
         if self.resident is not None:
             images = self.resident[rows.to(self.resident.device, non_blocking=True)]
@@ -391,74 +391,87 @@ class HandsDataset(Dataset[Item]):
         return Item(images, self.labels[rows], rows, draws)
 
 
+# ----------------------------------------------------------------------------- batches
+
+
 class BatchSampler(Sampler[list[tuple[int, int]]]):
-    """Yields batches of (row, seed) keys: shuffled anew each epoch if `shuffle`, else in CSV order.
+    """Batches of (row, augmentation seed) keys: in random order for training, else in CSV order.
 
-    The order depends on (seed, epoch) alone, a photo's augmentation on (seed, epoch, row): neither
-    the number of workers or ranks nor a resume changes them. `set_epoch` comes before each epoch.
+    The order depends on (seed, epoch) alone, the augmentation of a photo on (seed, epoch, row);
+    number of workers, world size and --resume change neither. Call `set_epoch` before each epoch.
 
-    Of several ranks each takes an equal part of every batch in training, which all of them step
-    through together, and every nth batch else.
+    In training every rank gets an equal part of each batch, and all ranks make the same number of
+    steps; in evaluation every rank gets each `world_size`-th batch.
+
+    Another sampler is a subclass with its own `order` and a row of `SAMPLERS`.
 
     Args:
-        n_rows: of the split.
-        batch_size: photos of all ranks together.
-        shuffle: for training.
+        dataset: what is sampled; `order` may use its `labels`.
+        batch_size: number of photos, over all ranks.
+        train: whether it is for training.
         seed: of order and augmentation.
-        rank: which part of the batches, from 0.
-        n_ranks: among how many they are divided.
+        rank: from 0.
+        world_size: number of ranks.
     """
 
     def __init__(
         self,
-        n_rows: int,
+        dataset: Sized,
         *,
         batch_size: int,
-        shuffle: bool,
+        train: bool,
         seed: int = 0,
         rank: int = 0,
-        n_ranks: int = 1,
+        world_size: int = 1,
     ) -> None:
-        self.n_rows, self.batch_size, self.shuffle, self.seed = n_rows, batch_size, shuffle, seed
-        self.rank, self.n_ranks = rank, n_ranks
+        self.dataset, self.n_samples = dataset, len(dataset)
+        self.batch_size, self.train, self.seed = batch_size, train, seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
 
+    def order(self, random: np.random.Generator) -> np.ndarray:
+        """Return the rows of a training epoch in order, (n_samples,) int."""
+        return random.permutation(self.n_samples)
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 1, whose order and seeds come next."""
+        """Set the epoch, counted from 1, that is sampled next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""
-        n_batches = math.ceil(self.n_rows / self.batch_size)
-        return n_batches if self.shuffle else len(range(self.rank, n_batches, self.n_ranks))
+        n_batches = math.ceil(self.n_samples / self.batch_size)
+        return n_batches if self.train else len(range(self.rank, n_batches, self.world_size))
 
     def shares(self) -> list[tuple[int, int]]:
-        """Return, per batch of training, the photos of this rank and those of all ranks.
+        """Return, for each training batch, the numbers of photos of this rank and of all ranks.
 
-        A rank whose part of the last batch is empty gets a photo that does not count.
+        A rank without photos in a short last batch gets one photo that must not count.
         """
-        sizes = [
-            min(self.batch_size, self.n_rows - i) for i in range(0, self.n_rows, self.batch_size)
-        ]
-        return [(len(range(self.rank, size, self.n_ranks)), size) for size in sizes]
+        starts = range(0, self.n_samples, self.batch_size)
+        sizes = [min(self.batch_size, self.n_samples - start) for start in starts]
+        return [(len(range(self.rank, size, self.world_size)), size) for size in sizes]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the batches of one epoch."""
         sequence = np.random.SeedSequence((self.seed, self.epoch))
-        seeds = sequence.generate_state(self.n_rows, np.uint64) >> np.uint64(1)
-        order = np.arange(self.n_rows)
-        if self.shuffle:
-            order = np.random.default_rng(sequence).permutation(self.n_rows)
+        seeds = sequence.generate_state(self.n_samples, np.uint64) >> np.uint64(1)
+        order = np.arange(self.n_samples)
+        if self.train:
+            order = self.order(np.random.default_rng(sequence))
         keys = [(int(row), int(seeds[row])) for row in order]
         batches = [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
-        if self.shuffle:
-            yield from (batch[self.rank :: self.n_ranks] or batch[:1] for batch in batches)
+        if self.train:
+            yield from (batch[self.rank :: self.world_size] or batch[:1] for batch in batches)
         else:
-            yield from batches[self.rank :: self.n_ranks]
+            yield from batches[self.rank :: self.world_size]
 
 
-def as_it_is(batch: Any) -> Any:
-    """Return the batch that `HandsDataset` made (a lambda could not go to a spawned worker)."""
+# Value of train.py --sampler -> batch sampler of training.
+SAMPLERS: dict[str, type[BatchSampler]] = {"shuffle": BatchSampler}
+
+
+def collate(batch: Any) -> Any:
+    """Return the batch as `HandsDataset` made it (a lambda cannot be pickled for workers)."""
     return batch
 
 
@@ -467,28 +480,29 @@ def build_loader(
     *,
     batch_size: int,
     num_workers: int,
-    shuffle: bool,
+    train: bool,
+    sampler: str = "shuffle",
     seed: int = 0,
     rank: int = 0,
-    n_ranks: int = 1,
+    world_size: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Return a loader of `Item` batches; its batch sampler is a `BatchSampler`."""
-    if dataset.resident is not None:  # its batches are made on the GPU
+    """Return a loader of `Item` batches, sampled by `SAMPLERS[sampler]` if `train`."""
+    if dataset.resident is not None:  # batches are made on the GPU
         num_workers, pin_memory = 0, False
     return DataLoader(
         dataset,
-        batch_sampler=BatchSampler(
-            len(dataset),
+        batch_sampler=(SAMPLERS[sampler] if train else BatchSampler)(
+            dataset,
             batch_size=batch_size,
-            shuffle=shuffle,
+            train=train,
             seed=seed,
             rank=rank,
-            n_ranks=n_ranks,
+            world_size=world_size,
         ),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        collate_fn=as_it_is,
+        collate_fn=collate,
         pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
+        generator=torch.Generator().manual_seed(seed),  # the default is the global generator
     )

@@ -1,12 +1,11 @@
-"""Count the photos and people of the data set, and draw who they are, from HandInfo.csv alone.
+"""Count and plot the photos and people of 11k Hands; needs only HandInfo.csv.
 
     python dataset_11k_analyze.py --input ./11k --output ./dataset_analysis
 
 writes <output>/counts.csv (question, subset, aspect, value, images, people) and a figure for each
 question, <output>/<question>.png: gender, age, age_group, skin_color, accessories, nail_polish,
-irregularities, images_per_person. It prints a summary. Everything is counted for the whole set
-and for each hand aspect, and twice: for all photos, and for those without accessories, which are
-what the published split keeps.
+irregularities, images_per_person. It prints a summary. All counts are for the whole data set and
+for each hand aspect; for all photos, and for those without accessories (the published split).
 """
 
 from __future__ import annotations
@@ -38,39 +37,37 @@ if TYPE_CHECKING:
 
 
 class Question(NamedTuple):
-    """What is asked of every photo."""
+    """A property of photos that is counted."""
 
     column: str  # of HandInfo.csv
-    values: tuple[str, ...]  # the answers in their order; empty: the numbers that occur
+    values: tuple[str, ...]  # possible values in order; empty: the numbers that occur
     label: str  # of the figure's horizontal axis
 
 
-WITHOUT_WITH = ("without", "with")  # what 0 and 1 mean in HandInfo.csv
+WITHOUT_WITH = ("without", "with")  # 0 and 1 in HandInfo.csv
 
-BOTH = "one person can have photos of both kinds"
+BOTH = "a person can have photos of both kinds"
 
 QUESTIONS = {
     "gender": Question("gender", GENDERS, "gender"),
-    "age": Question(
-        "age", (), "age in whole years, those that occur (counts without room: counts.csv)"
-    ),
-    "age_group": Question("age", tuple(AGE_GROUPS), "age group in whole years, bounds inclusive"),
-    "skin_color": Question("skinColor", SKIN_COLORS, "skin color, as the data set names it"),
+    "age": Question("age", (), "age in years (counts.csv has all counts)"),
+    "age_group": Question("age", tuple(AGE_GROUPS), "age group in years, bounds inclusive"),
+    "skin_color": Question("skinColor", SKIN_COLORS, "skin colour"),
     "accessories": Question("accessories", WITHOUT_WITH, f"accessories ({BOTH})"),
     "nail_polish": Question("nailPolish", WITHOUT_WITH, f"nail polish ({BOTH})"),
     "irregularities": Question("irregularities", WITHOUT_WITH, f"irregularities ({BOTH})"),
 }
 
-PER_PERSON = "images_per_person"  # the question of people, not of photos
+PER_PERSON = "images_per_person"  # counts people, not photos
 
-SUBSETS = {"all": (0, 1), "no_accessories": (0,)}  # -> which accessories
+SUBSETS = {"all": (0, 1), "no_accessories": (0,)}  # -> values of the column accessories
 
-PANELS = {"all": "whole set", **ASPECTS}  # the column aspect -> what it is called
+PANELS = {"all": "whole data set", **ASPECTS}  # aspect in counts.csv -> title
 
-BRACKETS = "counts: all photos (in brackets those without accessories)"
+BRACKETS = "numbers: all photos (in brackets: without accessories)"
 
-# Okabe and Ito's blue and orange, safe for the colour-blind, and grey. Without colour: people are
-# hatched, and what the published split leaves out is hollow.
+# Blue and orange of Okabe and Ito's colour-blind safe palette. To be readable without colour, bars
+# of people are hatched, and the part that is not in the published split is hollow.
 STYLES: dict[str, dict[str, Any]] = {
     "images": {"facecolor": "#0072B2", "edgecolor": "#0072B2"},
     "people": {"facecolor": "#F6C667", "edgecolor": "#9A5B00", "hatch": "//////"},
@@ -79,20 +76,18 @@ STYLES: dict[str, dict[str, Any]] = {
 
 HOLLOW = {"facecolor": "white", "hatch": None}
 
-FONT = 7.5  # points, of counts and tick labels
+FONT = 7.5  # size in points of counts and tick labels
 
-BIN_WIDTHS = tuple(m * 10**k for k in range(7) for m in (1, 2, 5))  # images per person
+BIN_WIDTHS = tuple(m * 10**k for k in range(7) for m in (1, 2, 5))  # photos per person
 
 MAX_BINS = 20
 
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """What dataset_11k_analyze.py is asked for."""
+    """Command line of dataset_11k_analyze.py."""
 
-    input: Path = flag(
-        Path("./11k"), "folder that holds HandInfo.csv; photos are not needed", metavar="DIR"
-    )
+    input: Path = flag(Path("./11k"), "folder with HandInfo.csv; needs no photos", metavar="DIR")
     output: Path = flag(
         Path("./dataset_analysis"), "folder for counts.csv and the figures", metavar="DIR"
     )
@@ -102,7 +97,7 @@ class AnalyzeConfig:
 
 
 def answer(photos: pd.DataFrame, question: str) -> pd.Series:
-    """Return each photo's answer; the categories are all possible ones, in their order.
+    """Return the answer of each photo, categorical with all possible answers in order.
 
     Args:
         photos: as `read_hand_info` returns them.
@@ -120,23 +115,23 @@ def answer(photos: pd.DataFrame, question: str) -> pd.Series:
 
 
 def count_answers(ids: pd.Series, answers: pd.Series) -> pd.DataFrame:
-    """Return columns value, images, people: one row per possible answer, also if nobody gave it.
+    """Return columns value, images, people: a row for each possible answer, even with no photo.
 
-    Somebody whose photos differ in the answer counts under each of their answers.
+    A person whose photos have different answers counts once for each answer.
     """
     counts = ids.groupby(answers, observed=False).agg(images="size", people="nunique")
     return counts.rename_axis("value").reset_index()
 
 
 def count_images_per_person(ids: pd.Series) -> pd.DataFrame:
-    """Return columns value, images, people: `people` people have `value` images each."""
+    """Return columns value, images, people: `people` people have `value` photos each."""
     people = ids.value_counts().value_counts().sort_index()
     counts = people.rename_axis("value").reset_index(name="people")
     return counts.assign(images=counts["value"] * counts["people"])
 
 
 def count_all(hand_info: pd.DataFrame) -> pd.DataFrame:
-    """Return columns question, subset, aspect, value (text), images, people: every count."""
+    """Return all counts: columns question, subset, aspect, value (text), images, people."""
     answers = hand_info[["id"]].assign(**{name: answer(hand_info, name) for name in QUESTIONS})
     tables = []
     for subset, accessories in SUBSETS.items():
@@ -154,21 +149,21 @@ def count_all(hand_info: pd.DataFrame) -> pd.DataFrame:
 
 
 def select(counts: pd.DataFrame, question: str, subset: str, aspect: str) -> pd.DataFrame:
-    """Return columns images, people of a question, indexed by its values in their order."""
+    """Return columns images, people of a question, indexed by its values in order."""
     wanted = {"question": question, "subset": subset, "aspect": aspect}
     rows = counts[(counts[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     return rows.set_index("value")[["images", "people"]]
 
 
 def spread_per_person(counts: pd.DataFrame, subset: str, aspect: str) -> str:
-    """Return `min-median-max` of the images per person, `none` where there are no photos."""
+    """Return `min-median-max` of the photos per person, `none` without photos."""
     people = select(counts, PER_PERSON, subset, aspect)["people"]
     each = pd.Series(people.index.astype("int64").repeat(people.to_numpy()))
     return f"{each.min()}-{each.median():g}-{each.max()}" if len(each) else "none"
 
 
 def summarize(counts: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per subset and aspect with what a reader asks first."""
+    """Return the most important counts, one line for each subset and aspect."""
     lines = {}
     for subset in SUBSETS:
         for aspect in PANELS:
@@ -176,9 +171,9 @@ def summarize(counts: pd.DataFrame) -> pd.DataFrame:
             ages = select(counts, "age", subset, aspect).query("images > 0").index
             lines[subset, aspect] = {
                 **select(counts, PER_PERSON, subset, aspect).sum(),
-                **{f"{name} images (people)": f"{n} ({k})" for name, n, k in gender.itertuples()},
+                **{f"{name} photos (people)": f"{n} ({k})" for name, n, k in gender.itertuples()},
                 "ages": f"{ages[0]}-{ages[-1]}" if len(ages) else "none",
-                "images per person (min-median-max)": spread_per_person(counts, subset, aspect),
+                "photos per person (min-median-max)": spread_per_person(counts, subset, aspect),
             }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["photos", "aspect"])
 
@@ -190,7 +185,7 @@ def summarize(counts: pd.DataFrame) -> pd.DataFrame:
 def build_panels(
     title: str, x_label: str, y_label: str, legend: dict[str, dict[str, Any]]
 ) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure and its axes by aspect: the whole set above, the aspects 2x2 below."""
+    """Return a figure and its axes: the whole data set on top, the aspects 2x2 below."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -216,18 +211,18 @@ def build_panels(
 
 
 def text_width(text: str) -> float:
-    """Return about how many points wide `text` is in the size `FONT`."""
+    """Return the approximate width in points of `text` in size `FONT`."""
     return FONT * sum(0.42 if sign in " ,.()-" else 0.65 for sign in text)
 
 
 def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: set[str]) -> None:
-    """Draw bars side by side over every value, and the counts on them unless these do not fit.
+    """Draw grouped bars, with counts above them if these fit.
 
     Args:
         axes: to draw in.
         bars: see above.
-        top: the highest bar of all axes that share this one's scale.
-        labels: of all these axes; they choose one way to write for all.
+        top: height of the highest bar among the axes that share a scale.
+        labels: all counts of these axes, which are then written in the same way.
     """
     values = next(iter(bars.values())).index
     width, height = (side * 72 / axes.figure.dpi for side in axes.bbox.size)
@@ -256,7 +251,7 @@ def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: 
 def draw_panels(
     panels: dict[str, Axes], bars: dict[str, dict[str, pd.DataFrame]], titles: dict[str, str]
 ) -> None:
-    """Draw the bars of every aspect: one scale for the four, another for the whole set."""
+    """Draw the bars of every aspect: one scale for the four, another for the whole data set."""
     for group in (["all"], list(ASPECTS)):
         tables = pd.concat([table for aspect in group for table in bars[aspect].values()])
         top, labels = max(tables["height"], default=0), set(tables["label"])
@@ -273,7 +268,7 @@ def draw_panels(
 
 
 def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
-    """Draw which share of the images, and of the people, each answer to a question has.
+    """Plot the shares of photos and people that have each answer to a question.
 
     Args:
         counts: as `count_all` returns it.
@@ -286,7 +281,7 @@ def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
         every, kept = (select(counts, question, subset, aspect) for subset in SUBSETS)
         totals = [select(counts, PER_PERSON, subset, aspect).sum() for subset in SUBSETS]
         brackets = {m: f"{totals[0][m]:,} ({totals[1][m]:,})" for m in ("images", "people")}
-        titles[aspect] = f"{name}: {brackets['images']} images, {brackets['people']} people"
+        titles[aspect] = f"{name}: {brackets['images']} photos, {brackets['people']} people"
         for measure in brackets:
             pairs = zip(every[measure], kept[measure], strict=True)
             percent = 100 / max(totals[0][measure], 1)
@@ -295,14 +290,14 @@ def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
             bars[aspect][measure] = pd.DataFrame(columns).assign(label=labels)
     images, people = STYLES["images"], STYLES["people"]
     figure, panels = build_panels(
-        f"Images and people by {question.replace('_', ' ')}",
+        f"Photos and people by {question.replace('_', ' ').replace('color', 'colour')}",
         f"{QUESTIONS[question].label}\n{BRACKETS}",
-        "share of all images, or of all people, of a panel (%)",
+        "% of the photos or people of each panel",
         {
-            "images without accessories, which the published split keeps": images,
-            "images with accessories, which it leaves out": images | HOLLOW,
-            "people with an image that it keeps": people,
-            "people with none that it keeps": people | HOLLOW,
+            "photos without accessories (in the published split)": images,
+            "photos with accessories (not in it)": images | HOLLOW,
+            "people with photos in the published split": people,
+            "people without photos in it": people | HOLLOW,
         },
     )
     draw_panels(panels, bars, titles)
@@ -311,11 +306,11 @@ def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
 
 
 def bin_people(table: pd.DataFrame, largest: int) -> pd.DataFrame:
-    """Return the bars of a histogram of the people by their images, at most `MAX_BINS`.
+    """Return the bars of a histogram of photos per person, at most `MAX_BINS`.
 
     Args:
         table: as `select` returns it for images_per_person.
-        largest: number of images that the last bin holds; the first bin begins at 1.
+        largest: number of photos that the last bin must include; the first bin begins at 1.
     """
     width = next(width for width in BIN_WIDTHS if largest <= width * MAX_BINS)
     firsts = range(1, largest + 1, width)
@@ -327,7 +322,7 @@ def bin_people(table: pd.DataFrame, largest: int) -> pd.DataFrame:
 
 
 def plot_images_per_person(counts: pd.DataFrame, path: Path) -> None:
-    """Draw how many people have how many images.
+    """Plot a histogram of the photos per person.
 
     Args:
         counts: as `count_all` returns it.
@@ -344,13 +339,13 @@ def plot_images_per_person(counts: pd.DataFrame, path: Path) -> None:
         spreads = "{} ({})".format(*(spread_per_person(counts, s, aspect) for s in SUBSETS))
         titles[aspect] = f"{name}, {people} people: {spreads}"
     figure, panels = build_panels(
-        "Images per person",
-        "images per person\n"
-        "panel titles: min-median-max of all photos (in brackets of those without accessories)",
+        "Photos per person",
+        "photos per person\n"
+        "panel titles: min-median-max of all photos (in brackets: without accessories)",
         "people",
         {
             "all photos": STYLES["all"],
-            "photos without accessories, which the published split keeps": STYLES["people"],
+            "photos without accessories (in the published split)": STYLES["people"],
         },
     )
     draw_panels(panels, bars, titles)
@@ -368,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = config.input / "HandInfo.csv"
     hand_info = read_hand_info(source)
     if hand_info.empty:
-        raise UserError(f"{source} lists no photos; get HandInfo.csv from {DATA_URL}")
+        raise UserError(f"no photos: {source}. Get HandInfo.csv from {DATA_URL}")
     counts = count_all(hand_info)
     with atomic_write(config.output / "counts.csv") as temporary:
         counts.to_csv(temporary, index=False, lineterminator="\n")

@@ -1,16 +1,24 @@
-"""Decide who goes where: HandInfo.csv to one CSV per hand aspect and the rows of its splits.
+"""Draw the splits of a data set: who is in train, val and test. Decided once, written as CSVs.
 
     python dataset_11k_split.py --input ./11k --protocol subject-disjoint
+    python dataset_11k_split.py --attributes_file mine/sub_dataset/office.csv
+    python dataset_11k_split.py --folders mine/Hands
 
-writes <input>/sub_dataset/<aspect>.csv, the same for every protocol, and, where <drawn> is
-<input>/trainval for `paper`, <input>/trainval/<protocol> for the others:
+--input splits 11k Hands: a folder with Hands/ and HandInfo.csv, one CSV for each hand aspect.
+--attributes_file splits any CSV <root>/sub_dataset/<name>.csv with the columns
+image_path,id[,gender,age]; photos are <root>/Hands/<image_path>, further columns are kept.
+--folders makes such a CSV, <root>/sub_dataset/photos.csv, from one folder for each person,
+<root>/Hands/<person>/<photo>, and labels in <root>/people.csv (optional): id[,gender,age].
 
-<drawn>/<aspect>/{train,val}.csv                   of `paper`
-<drawn>/<aspect>/fold_<k>/{train,val,test}.csv     of the others, folds counted from 0
-<drawn>/<aspect>/fold_<k>/gallery.csv              of `subject-disjoint`: draw, image_path
-<drawn>/leakage.csv                                what the sides have in common, who is on them
+It writes below <root>, where <drawn> is trainval for paper, else trainval/<protocol>:
 
-It prints how many photos and people that makes. The protocols and their reasons:
+sub_dataset/<aspect>.csv                           all photos (not with --attributes_file)
+<drawn>/<aspect>/{train,val}.csv                   of paper
+<drawn>/<aspect>/fold_<k>/{train,val,test}.csv     of the other protocols, folds from 0
+<drawn>/<aspect>/fold_<k>/gallery.csv              of subject-disjoint: draw, image_path
+<drawn>/leakage.csv                                leakage into train, people and photos by group
+
+and prints the numbers of photos and people. Protocols:
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from data.splits import (
     LEAK_FRAMES,
@@ -32,11 +41,20 @@ from data.splits import (
     SplitFiles,
     check_photos,
     frame_numbers,
-    leaks,
+    is_known,
+    leakage,
+    locate,
     missing_photos,
+    with_whole_years,
 )
-from data.tables import read_hand_info
-from dataset_11k import AGE_GROUPS, ASPECTS, GENDERS, SKIN_COLORS, SPLIT_COLUMNS, age_group
+from data.tables import (
+    further_columns,
+    parse_samples,
+    read_csv,
+    read_hand_info,
+    read_people,
+)
+from dataset_11k import ASPECTS, SKIN_COLORS, TASKS, class_names, split_columns
 from utils import (
     UserError,
     atomic_write,
@@ -48,22 +66,26 @@ from utils import (
     setup_logging,
 )
 
-SEED = 42  # of `paper`, where another would be another split than the published one
+SEED = 42  # of the published split
 
-LEAST_PHOTOS = 5  # so that a fifth of them is a photo
+LEAST_PHOTOS = 5  # of a person in `stratified`: fewer cannot be cut 50/20/30
 
-NEAR = 2  # numbers that frames of two sides are more than apart in `burst`
+NEAR = 2  # frames of different splits are more than this apart in `burst`
 
-N_DEALS = 100  # of people to folds, to choose the best balanced of
+N_DEALS = 100  # random assignments of people to folds, of which the most balanced is used
 
-N_GALLERIES = 10  # draws, as MBA-Net has them (arXiv 2108.02234)
+N_GALLERIES = 10  # as in MBA-Net (arXiv 2108.02234)
 
-LEFT_OUT = "left out"  # the side of photos that are in no split
+LEFT_OUT = "left out"  # the split of photos that are in none
 
-GROUPS: dict[str, Sequence[str]] = {
-    "gender": GENDERS,
-    "age_group": tuple(AGE_GROUPS),
-    "skinColor": SKIN_COLORS,
+FOLDERS_ASPECT = "photos"  # name of the CSV that --folders makes
+
+# Protocol -> what keeps its splits from being empty.
+NEEDS = {
+    "paper": "at least 2 photos",
+    "stratified": f"a person with at least {LEAST_PHOTOS} photos",
+    "burst": "a person with at least 10 photos of consecutive numbers",
+    "subject-disjoint": "photos of people of every fold; lower --folds",
 }
 
 Random = np.random.RandomState  # its stream is the same in every version of NumPy
@@ -71,196 +93,342 @@ Random = np.random.RandomState  # its stream is the same in every version of Num
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """What dataset_11k_split.py is asked for."""
+    """Command line of dataset_11k_split.py."""
 
-    input: str = flag("./11k", "folder that holds Hands/ and HandInfo.csv", metavar="DIR")
-    protocol: str = flag("paper", "who goes where, see above", choices=tuple(PROTOCOLS))
-    seed: int | None = flag(None, f"of the draw (default: {SEED}, which it always is for paper)")
-    folds: int | None = flag(
-        None, "parts to deal the people to (default: 5, only with subject-disjoint)"
+    input: str | None = flag(
+        None, "folder with Hands/ and HandInfo.csv (default: ./11k)", metavar="DIR"
     )
-    skip_missing: bool = flag(False, "leave out photos that are listed but not in Hands/")
+    attributes_file: Path | None = flag(
+        None, "split this CSV instead, <root>/sub_dataset/<name>.csv", metavar="CSV"
+    )
+    folders: Path | None = flag(
+        None, "split the photos of <root>/Hands/<person>/ instead", metavar="DIR"
+    )
+    protocol: str = flag("paper", "see above", choices=tuple(PROTOCOLS))
+    seed: int | None = flag(None, f"seed of the draw (default: {SEED}; paper has no other)")
+    folds: int | None = flag(None, "number of folds of subject-disjoint (default: 5)")
+    skip_missing: bool = flag(False, "leave out photos that are not in Hands/")
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and flags that would have no effect."""
+        sources = ("input", "attributes_file", "folders")
+        given = [f"--{x}" for x in sources if getattr(self, x) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
+        if self.folders and self.skip_missing:
+            raise ValueError("--skip_missing has no effect with --folders: leave it out")
         if self.protocol == "paper" and self.seed is not None:
-            raise ValueError(
-                f"--seed: of --protocol paper it is {SEED}, as published; leave it out"
-            )
+            raise ValueError(f"--seed has no effect with --protocol paper, whose seed is {SEED}")
         if self.folds is not None and not PROTOCOLS[self.protocol].disjoint:
-            raise ValueError(f"--folds: --protocol {self.protocol} has one; leave it out")
+            raise ValueError(f"--folds has no effect with --protocol {self.protocol}")
         if self.folds is not None and self.folds < 3:
             raise ValueError(f"--folds is {self.folds}, expected 3 or more: train, val and test")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed is {self.seed}, expected 0 to {2**32 - 1}")
         try:
-            self.input.encode()
+            (self.input or "").encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"--input is {self.input!r}, which the CSVs cannot hold as they are UTF-8; rename"
-                " the folder"
+                f"--input is not UTF-8 text, as the CSVs are: {self.input!r}. Rename the folder"
             ) from None
 
 
+class Source(NamedTuple):
+    """The photos to split."""
+
+    root: Path
+    listing: Path  # file that lists the photos, for messages
+    by_aspect: dict[str, pd.DataFrame]  # samples, in the order of the file
+    columns: list[str]  # of the split CSVs
+
+    @property
+    def photos(self) -> Path:
+        """The folder of the photos."""
+        return self.root / "Hands"
+
+    @property
+    def is_11k(self) -> bool:
+        """Whether the photos are listed in HandInfo.csv, all aspects at once."""
+        return self.listing.name == "HandInfo.csv"
+
+
 class AspectSplit(NamedTuple):
-    """What was drawn for an aspect."""
+    """The drawn splits of an aspect."""
 
-    rows: pd.DataFrame  # all, in the published order
-    folds: list[dict[str, pd.DataFrame]]  # split -> its rows, in the same order
-
-
-# ----------------------------------------------------------------------------- rows
+    samples: pd.DataFrame  # all photos, in the published order
+    folds: list[dict[str, pd.DataFrame]]  # split -> its samples, in the same order
 
 
-def rows_by_aspect(hand_info: pd.DataFrame, input_folder: str) -> dict[str, pd.DataFrame]:
-    """Return the photos without accessories, in file order, as the columns of a split CSV.
+# ----------------------------------------------------------------------------- sources
 
-    Besides: name (of the photo), number (`frame_numbers`), age_group, and those of HandInfo.csv.
+
+def read_source(config: SplitConfig) -> Source:
+    """Return the photos that the command line asks to split."""
+    if config.folders:
+        return source_of_folders(config.folders)
+    if config.attributes_file:
+        return source_of_attributes(config.attributes_file, config.protocol)
+    return source_of_hand_info("./11k" if config.input is None else config.input)
+
+
+def source_of_hand_info(root: str) -> Source:
+    """Return the photos without accessories of 11k Hands, as published.
 
     Args:
-        hand_info: as `read_hand_info` returns it.
-        input_folder: the data root as the user wrote it; image_path begins with it, as published.
+        root: folder as the user wrote it; every image_path begins with it, as published.
     """
+    listing = Path(root) / "HandInfo.csv"
+    by_aspect = samples_by_aspect(read_hand_info(listing), root)
+    if not any(map(len, by_aspect.values())):
+        raise UserError(f"no photo without accessories: {listing}. Add photos")
+    return Source(Path(root), listing, by_aspect, split_columns())
+
+
+def samples_by_aspect(hand_info: pd.DataFrame, root: str) -> dict[str, pd.DataFrame]:
+    """Return the photos of `read_hand_info` without accessories as samples, in file order."""
     plain = hand_info[hand_info["accessories"] == 0]
-    rows = plain.assign(
-        image_path=f"{input_folder.rstrip('/')}/Hands/" + plain["imageName"],
-        name=plain["imageName"],
-        number=frame_numbers(plain["imageName"]),
-        age_group=plain["age"].map(age_group),
+    names = plain["imageName"]
+    samples = plain.assign(image_path=f"{root.rstrip('/')}/Hands/" + names, name=names)
+    return {aspect: samples[samples["aspectOfHand"] == x] for aspect, x in ASPECTS.items()}
+
+
+def source_of_attributes(path: Path, protocol: str) -> Source:
+    """Return the photos of an attributes file; all are of one aspect."""
+    files = locate(path, protocol)
+    if files.aspect in ASPECTS and (files.root / "HandInfo.csv").is_file():
+        raise UserError(
+            f"{path} is made from HandInfo.csv. Run: python dataset_11k_split.py --input"
+            f" {files.root}"
+        )
+    table = read_csv(path, ("image_path", "id"), "")
+    return source_of_table(table, path, files.root)
+
+
+def source_of_table(table: pd.DataFrame, path: Path, root: Path) -> Source:
+    """Return the photos of a table with the columns of an attributes file.
+
+    Args:
+        table: as `data.tables.read_csv` returns it.
+        path: its attributes file, whose name is the aspect.
+        root: of the data set.
+    """
+    samples = parse_samples(table, path)
+    if samples.empty:
+        raise UserError(f"no photos: {path}. Add lines")
+    columns = [column for column in split_columns() if column in table]
+    return Source(root, path, {path.stem: samples}, [*columns, *further_columns(samples)])
+
+
+def source_of_folders(folder: Path) -> Source:
+    """Return the photos in <root>/Hands/<person>/, with the labels of <root>/people.csv."""
+    if not folder.is_dir() or folder.absolute().name != "Hands":
+        raise UserError(
+            f"not a folder called Hands: {folder}. Give <root>/Hands, which holds a folder for"
+            " each person"
+        )
+    root = folder.parent if folder.name else folder.absolute().parent
+    if (root / "HandInfo.csv").is_file():
+        raise UserError(
+            f"{folder} belongs to {root / 'HandInfo.csv'}. Run: python dataset_11k_split.py"
+            f" --input {root}"
+        )
+    paths = list_photos(folder)
+    table = pd.DataFrame(
+        {"image_path": [p.as_posix() for p in paths], "id": [p.parts[0] for p in paths]}
     )
-    return {aspect: rows[rows["aspectOfHand"] == value] for aspect, value in ASPECTS.items()}
+    if (root / "people.csv").is_file():
+        people = read_people(root / "people.csv")
+        for one, other, place in (
+            (people["id"], table["id"], f"{root / 'people.csv'} names people without a folder"),
+            (table["id"], people["id"], f"{folder} has people without labels in people.csv"),
+        ):
+            unknown = sorted(set(one) - set(other))
+            if unknown:
+                logger.warning("%s: %s", place, ", ".join(unknown))
+        table = table.merge(people, on="id", how="left").fillna("")
+    table.index += 2  # lines of the CSV
+    path = SplitFiles(root, FOLDERS_ASPECT, "paper").attributes
+    source = source_of_table(table, path, root)
+    check_columns_kept(path, source.columns)
+    return source
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """Return <person>/<photo> of every photo in folders of people, sorted."""
+    readable = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    photos: list[Path] = []
+    ignored: list[Path] = []
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        place = path.relative_to(folder)
+        if any(part.startswith(".") for part in place.parts):
+            continue
+        if len(place.parts) == 1 and path.is_dir():
+            continue
+        is_photo = len(place.parts) == 2 and path.is_file() and path.suffix.lower() in readable
+        (photos if is_photo and str(place).isprintable() else ignored).append(place)
+    if ignored:
+        logger.warning(
+            "%s: ignored %d files or folders that are not <person>/<photo> in a format that"
+            " Pillow reads (first: %r)",
+            *(folder, len(ignored), str(ignored[0])),
+        )
+    if not photos:
+        raise UserError(f"no photos: {folder}/<person>/. Make a folder for each person")
+    return photos
+
+
+def check_columns_kept(path: Path, columns: Sequence[str]) -> None:
+    """Refuse to overwrite a CSV that has further columns, which somebody added by hand."""
+    if not path.is_file():
+        return
+    lost = [str(column) for column in read_csv(path, (), "") if column not in columns]
+    if lost:
+        raise UserError(
+            f"--folders would delete column {', '.join(lost)}: {path}. Write labels into"
+            f" people.csv, or give --attributes_file {path}"
+        )
+
+
+# ----------------------------------------------------------------------------- draws
+# A draw gives every photo of an aspect the name of its split, or LEFT_OUT.
 
 
 def published_order(by_aspect: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Return the rows as the published split shuffles them: a draw per aspect, in that order.
+    """Return the samples as the published split shuffles them: one draw for each aspect.
 
     Source: github.com/nathanlem1/IGAE-Net, dataset_11k_split.py lines 63-117.
     """
     random = Random(SEED)
     return {
-        aspect: rows.iloc[random.choice(len(rows), len(rows), replace=False)]
-        for aspect, rows in by_aspect.items()
+        aspect: samples.iloc[random.choice(len(samples), len(samples), replace=False)]
+        for aspect, samples in by_aspect.items()
     }
 
 
-# ----------------------------------------------------------------------------- sides
-# A side is the name of a split for every photo of an aspect, or LEFT_OUT.
-
-
-def paper_sides(rows: pd.DataFrame, random: Random) -> pd.Series:
-    """Return the published sides, 50/50 in the rows' order; nothing is drawn."""
-    sides = np.where(np.arange(len(rows)) < len(rows) // 2, "train", "val")
-    return pd.Series(sides, rows.index, dtype=object)
+def draw_paper(samples: pd.DataFrame, random: Random) -> pd.Series:
+    """Return the published halves of the samples' order; draws nothing."""
+    splits = np.where(np.arange(len(samples)) < len(samples) // 2, "train", "val")
+    return pd.Series(splits, samples.index, dtype=object)
 
 
 def cut(photos: pd.Series, random: Random) -> dict[str, pd.Series]:
-    """Return the first 50, the next 20 and the last 30 % of the photos.
-
-    Shares are rounded up or down at random, so that they hold on average: each part is less than
-    one photo from its share.
-    """
+    """Return the first 50, the next 20 and the last 30 % of the photos, rounded at random."""
     first, second = (np.array([5, 7]) * len(photos) + random.randint(10)) // 10
     parts = photos.iloc[:first], photos.iloc[first:second], photos.iloc[second:]
     return dict(zip(("train", "val", "test"), parts, strict=True))
 
 
-def stratified_sides(rows: pd.DataFrame, random: Random) -> pd.Series:
-    """Return sides that cut every person's photos at random; few photos all train."""
-    sides = pd.Series("train", rows.index, dtype=object)
-    for _, photos in rows.groupby("id")["name"]:
+def draw_stratified(samples: pd.DataFrame, random: Random) -> pd.Series:
+    """Divide each person's photos at random; people with too few photos are in train."""
+    splits = pd.Series("train", samples.index, dtype=object)
+    for _, photos in samples.groupby("id")["name"]:
         if len(photos) >= LEAST_PHOTOS:
-            for side, part in cut(photos.iloc[random.permutation(len(photos))], random).items():
-                sides[part.index] = side
-    return sides
+            for split, part in cut(photos.iloc[random.permutation(len(photos))], random).items():
+                splits[part.index] = split
+    return splits
 
 
-def burst_sides(rows: pd.DataFrame, random: Random) -> pd.Series:
-    """Return sides that cut every person's photos in the order of their numbers.
+def draw_burst(samples: pd.DataFrame, random: Random) -> pd.Series:
+    """Divide each person's photos in the order of their frame numbers.
 
-    Photos of train and test that are not more than `NEAR` numbers from val are left out: val is
-    the smallest block and could not spare them. Who is then missing on a side trains only.
+    Photos of train and test within `NEAR` numbers of val are left out; val, the smallest block,
+    keeps all of its photos. People who then lack a split are in train only.
 
     Raises:
         UserError: a name has no number.
     """
-    unnumbered = rows["name"][rows["number"].isna()]
+    numbers_of = frame_numbers(samples["name"])
+    unnumbered = samples["name"][numbers_of.isna()]
     if len(unnumbered):
         raise UserError(
-            f"{len(unnumbered)} photos have no number in their name (first: {unnumbered.iloc[0]}),"
-            " so --protocol burst cannot tell neighbouring frames; choose another"
+            f"{len(unnumbered)} photos have no number in their name (first: {unnumbered.iloc[0]});"
+            " --protocol burst needs them to find neighbouring frames. Choose another protocol"
         )
-    sides = pd.Series("train", rows.index, dtype=object)
-    for _, numbers in rows.sort_values("number", kind="stable").groupby("id")["number"]:
+    splits = pd.Series("train", samples.index, dtype=object)
+    ordered = numbers_of.sort_values(kind="stable")
+    for _, numbers in ordered.groupby(samples["id"][ordered.index]):
         parts = cut(numbers, random)
         first, last = parts["val"].min(), parts["val"].max()
         parts["train"] = parts["train"][parts["train"] < first - NEAR]
         parts["test"] = parts["test"][parts["test"] > last + NEAR]
         if all(len(part) for part in parts.values()):
-            sides[numbers.index] = LEFT_OUT
-            for side, part in parts.items():
-                sides[part.index] = side
-    return sides
+            splits[numbers.index] = LEFT_OUT
+            for split, part in parts.items():
+                splits[part.index] = split
+    return splits
 
 
-def disjoint_sides(fold_of_photo: pd.Series, n_folds: int) -> list[pd.Series]:
-    """Return the sides of every fold k: the people of k are test, those of the next are val."""
-    sides = []
+def draw_disjoint(fold_of_photo: pd.Series, n_folds: int) -> list[pd.Series]:
+    """Return the splits of every fold k: people of fold k in test, of fold k + 1 in val."""
+    folds = []
     for k in range(n_folds):
         tests, vals = fold_of_photo == k, fold_of_photo == (k + 1) % n_folds
-        side = np.select([tests, vals], ["test", "val"], "train")
-        sides.append(pd.Series(side, fold_of_photo.index, dtype=object))
-    return sides
+        splits = np.select([tests, vals], ["test", "val"], "train")
+        folds.append(pd.Series(splits, fold_of_photo.index, dtype=object))
+    return folds
 
 
 class Deal(NamedTuple):
-    """People dealt to folds."""
+    """An assignment of people to folds."""
 
-    imbalance: tuple[int, int]  # how far folds differ in people of a gender, then in photos
+    imbalance: tuple[int, int]  # largest difference of folds: people of a gender, photos
     fold_of: dict[str, int]  # id -> fold from 0
 
 
 def deal(people: pd.DataFrame, n_folds: int) -> Deal:
-    """Deal each of `people` to the fold that has fewest like them.
+    """Assign each person to the fold with the fewest similar people.
 
-    That is fewest of their age group (so folds differ by one at most), then of these with photos of
-    the same aspects, then of their gender, then photos.
+    That is the fewest of the same age group (folds then differ by at most one), then of these
+    with photos of the same aspects, then of the same gender, then the fewest photos.
 
     Args:
-        people: index id; columns age_group, alike, gender, photos; rare age groups come first.
-        n_folds: their number.
+        people: indexed by id; columns age_group, aspects, gender, photos; rare age groups first.
+        n_folds: number of folds.
     """
-    folds: list[Counter[str]] = [Counter() for _ in range(n_folds)]
+    folds: list[Counter[Any]] = [Counter() for _ in range(n_folds)]
     fold_of = {}
-    kinds = people[["age_group", "alike", "gender"]].itertuples(index=False)
-    for person, photos, like in zip(people.index, people["photos"], kinds, strict=True):
-        k = min(range(n_folds), key=lambda k: [folds[k][x] for x in (*like, "photos")])
-        folds[k].update({**dict.fromkeys(like, 1), "photos": int(photos)})
+    for person, group, aspects, gender, photos in people[
+        ["age_group", "aspects", "gender", "photos"]
+    ].itertuples():
+        keys: list[Any] = [("age", group), ("aspects", group, aspects), ("gender", gender)]
+        k = min(range(n_folds), key=lambda k: [folds[k][key] for key in (*keys, "photos")])
+        folds[k].update({**dict.fromkeys(keys, 1), "photos": int(photos)})
         fold_of[str(person)] = k
 
-    def spread(key: str) -> int:
+    def spread(key: Any) -> int:
         return max(fold[key] for fold in folds) - min(fold[key] for fold in folds)
 
-    return Deal((max(map(spread, GENDERS)), spread("photos")), fold_of)
+    genders = max(spread(("gender", gender)) for gender in set(people["gender"]))
+    return Deal((genders, spread("photos")), fold_of)
 
 
-def people_to_folds(rows: pd.DataFrame, n_folds: int, seed: int) -> dict[str, int]:
-    """Return everybody's fold, the same for all aspects: the best balanced of `N_DEALS` deals.
+def people_to_folds(samples: pd.DataFrame, n_folds: int, seed: int) -> dict[str, int]:
+    """Return everybody's fold, the same for all aspects: the most balanced of `N_DEALS` deals.
 
     scikit-learn's StratifiedGroupKFold balances photos: on 11k Hands its folds differ by 3 people
     of a gender or age group, these by 1.
 
+    Args:
+        samples: of all aspects, with the column aspect.
+        n_folds: number of folds.
+        seed: of the deals.
+
     Raises:
         UserError: there are fewer people than folds.
     """
-    people = rows.groupby("id").agg(
-        age_group=("age_group", "first"),
-        gender=("gender", "first"),
-        photos=("name", "size"),
-        alike=("aspectOfHand", lambda aspects: "+".join(sorted(set(aspects)))),
+    people = (
+        samples.assign(age_group=class_names(samples, "age"))
+        .groupby("id")
+        .agg(
+            age_group=("age_group", "first"),
+            gender=("gender", "first"),
+            photos=("name", "size"),
+            aspects=("aspect", lambda aspects: tuple(sorted(set(aspects)))),
+        )
     )
     if len(people) < n_folds:
-        raise UserError(f"--folds is {n_folds}, but there are only {len(people)} people; lower it")
-    people["alike"] = people["age_group"] + " " + people["alike"]
+        lower = "Lower --folds or add people" if len(people) >= 3 else "Add people"
+        raise UserError(f"too few people for {n_folds} folds: {len(people)}. {lower}")
     people["rarity"] = people.groupby("age_group")["photos"].transform("size")
     random = Random(seed)
     deals = []
@@ -270,141 +438,167 @@ def people_to_folds(rows: pd.DataFrame, n_folds: int, seed: int) -> dict[str, in
     return min(deals, key=lambda dealt: dealt.imbalance).fold_of
 
 
-def draw_sides(
-    ordered: dict[str, pd.DataFrame], protocol: str, *, n_folds: int, seed: int
-) -> dict[str, list[pd.Series]]:
-    """Return, for every aspect and fold, the side of each photo.
+def draw_splits(
+    by_aspect: dict[str, pd.DataFrame], protocol: str, *, n_folds: int, seed: int
+) -> dict[str, AspectSplit]:
+    """Return the drawn splits of every aspect.
 
     Args:
-        ordered: the aspects' rows as `published_order` returns them.
+        by_aspect: samples in the order of their file.
         protocol: of `PROTOCOLS`.
         n_folds: of a disjoint protocol.
         seed: of the draw.
     """
-    if PROTOCOLS[protocol].disjoint:
-        fold_of = people_to_folds(pd.concat(ordered.values()), n_folds, seed)
-        return {a: disjoint_sides(rows["id"].map(fold_of), n_folds) for a, rows in ordered.items()}
-    sides = {"paper": paper_sides, "stratified": stratified_sides, "burst": burst_sides}[protocol]
-    random = Random(seed)
-    return {aspect: [sides(rows, random)] for aspect, rows in ordered.items()}
-
-
-def split_rows(
-    by_aspect: dict[str, pd.DataFrame], protocol: str, *, n_folds: int, seed: int
-) -> dict[str, AspectSplit]:
-    """Return who goes where; see `draw_sides`."""
     ordered = published_order(by_aspect)
-    drawn = draw_sides(ordered, protocol, n_folds=n_folds, seed=seed)
-    splits = PROTOCOLS[protocol].splits
+    if PROTOCOLS[protocol].disjoint:
+        everyone = pd.concat([x.assign(aspect=aspect) for aspect, x in ordered.items()])
+        fold_of = people_to_folds(everyone, n_folds, seed)
+        drawn = {a: draw_disjoint(x["id"].map(fold_of), n_folds) for a, x in ordered.items()}
+    else:
+        draw = {"paper": draw_paper, "stratified": draw_stratified, "burst": draw_burst}[protocol]
+        random = Random(seed)
+        drawn = {aspect: [draw(samples, random)] for aspect, samples in ordered.items()}
+    names = PROTOCOLS[protocol].splits
     return {
         aspect: AspectSplit(
-            rows, [{name: rows[sides == name] for name in splits} for sides in drawn[aspect]]
+            samples, [{name: samples[splits == name] for name in names} for splits in drawn[aspect]]
         )
-        for aspect, rows in ordered.items()
+        for aspect, samples in ordered.items()
     }
 
 
 def without_missing(splits: dict[str, AspectSplit], photos: Path) -> dict[str, AspectSplit]:
-    """Return the splits without the rows whose photo is not in the folder; sides stay as drawn."""
-    every_row = pd.concat([split.rows for split in splits.values()])
-    missing = missing_photos(every_row, photos)
-    if len(missing) == len(every_row):
-        raise UserError(f"none of the {len(every_row)} photos that are listed is in {photos}")
-    logger.info("--skip_missing left out %d of %d photos", len(missing), len(every_row))
+    """Return the splits without photos that are not in the folder; nobody changes splits."""
+    everything = pd.concat([split.samples for split in splits.values()])
+    missing = missing_photos(everything, photos)
+    if len(missing) == len(everything):
+        raise UserError(f"none of {len(everything)} photos: {photos}. Copy the photos there")
+    logger.info("--skip_missing left out %d of %d photos", len(missing), len(everything))
 
-    def there(rows: pd.DataFrame) -> pd.DataFrame:
-        return rows[~rows["name"].isin(missing)]
+    def existing(samples: pd.DataFrame) -> pd.DataFrame:
+        return samples[~samples["name"].isin(missing)]
 
     return {
         aspect: AspectSplit(
-            there(rows), [{name: there(part) for name, part in parts.items()} for parts in folds]
+            existing(samples),
+            [{name: existing(part) for name, part in parts.items()} for parts in folds],
         )
-        for aspect, (rows, folds) in splits.items()
+        for aspect, (samples, folds) in splits.items()
     }
 
 
-def gallery_draws(rows: pd.DataFrame, random: Random) -> pd.DataFrame:
-    """Return `N_GALLERIES` times one photo of every person: columns draw (from 0), image_path.
+def check_not_empty(splits: dict[str, AspectSplit], protocol: str) -> None:
+    """Warn of an aspect with photos and an empty split; refuse if all aspects have one."""
+    problems = {}
+    for aspect, fold, samples, parts in each_fold(splits):
+        empty = [name for name, part in parts.items() if part.empty]
+        if len(samples) and empty and aspect not in problems:
+            place = f"{aspect}, fold {fold}" if PROTOCOLS[protocol].disjoint else aspect
+            problems[aspect] = (
+                f"too few photos for --protocol {protocol}: {place} has no {' and no '.join(empty)}"
+                f" photo. It needs {NEEDS[protocol]}"
+            )
+    if len(problems) == sum(len(split.samples) > 0 for split in splits.values()):
+        raise UserError(f"{next(iter(problems.values()))}. Or choose another protocol")
+    for problem in problems.values():
+        logger.warning("%s", problem)
 
-    The person's other photos are that draw's queries.
+
+def draw_galleries(samples: pd.DataFrame, random: Random) -> pd.DataFrame:
+    """Return `N_GALLERIES` draws of one photo of every person: columns draw, image_path.
+
+    The person's other photos are the queries of that draw.
     """
     draws = [
-        rows.iloc[random.permutation(len(rows))].drop_duplicates("id").assign(draw=draw)
+        samples.iloc[random.permutation(len(samples))].drop_duplicates("id").assign(draw=draw)
         for draw in range(N_GALLERIES)
     ]
     return pd.concat(draws)[["draw", "image_path"]]
 
 
-# ----------------------------------------------------------------------------- what that makes
+# ----------------------------------------------------------------------------- statistics
 
 
 def each_fold(
     splits: dict[str, AspectSplit],
 ) -> Iterator[tuple[str, int, pd.DataFrame, dict[str, pd.DataFrame]]]:
-    """Yield aspect, fold, all rows of the aspect, and the fold's splits."""
-    for aspect, (rows, folds) in splits.items():
+    """Yield aspect, fold, all samples of the aspect, and the fold's splits."""
+    for aspect, (samples, folds) in splits.items():
         for fold, parts in enumerate(folds):
-            yield aspect, fold, rows, parts
+            yield aspect, fold, samples, parts
 
 
-def people_and_images(rows: pd.DataFrame) -> str:
-    """Return their numbers as text."""
-    return f"{rows['id'].nunique()} ({len(rows)})"
+def people_and_photos(samples: pd.DataFrame) -> str:
+    """Return the numbers of people and (in brackets) photos."""
+    return f"{samples['id'].nunique()} ({len(samples)})"
 
 
-def split_summary(splits: dict[str, AspectSplit]) -> pd.DataFrame:
-    """Return one line per aspect and fold: photos, people, sides, who is on one side only."""
+def summarize(splits: dict[str, AspectSplit]) -> pd.DataFrame:
+    """Return a line for each aspect and fold: photos, people, split sizes, unseen people."""
     lines = []
-    for aspect, fold, rows, parts in each_fold(splits):
-        per_person = rows["id"].value_counts()
+    for aspect, fold, samples, parts in each_fold(splits):
+        per_person = samples["id"].value_counts()
         spread = (per_person.min(), per_person.median(), per_person.max())
         train, reported = parts["train"], list(parts)[-1]
         others = pd.concat([part["id"] for name, part in parts.items() if name != "train"])
         train_only = train[~train["id"].isin(others)]
-        strangers = parts[reported][~parts[reported]["id"].isin(train["id"])]
+        unseen = parts[reported][~parts[reported]["id"].isin(train["id"])]
         lines.append(
             {
                 "aspect": aspect,
                 "fold": fold,
-                "images": len(rows),
+                "photos": len(samples),
                 "people": len(per_person),
-                "per person (min-median-max)": "-".join(f"{n:g}" for n in spread if len(rows)),
+                "per person (min-median-max)": "-".join(f"{n:g}" for n in spread if len(samples)),
                 "/".join(parts): "/".join(str(len(part)) for part in parts.values()),
-                LEFT_OUT: len(rows) - sum(map(len, parts.values())),
-                "train only: people (images)": people_and_images(train_only),
-                f"{reported}, not train: people (images)": people_and_images(strangers),
+                LEFT_OUT: len(samples) - sum(map(len, parts.values())),
+                "only in train: people (photos)": people_and_photos(train_only),
+                f"{reported}, not in train: people (photos)": people_and_photos(unseen),
             }
         )
     return pd.DataFrame(lines).set_index(["aspect", "fold"])
 
 
-def leakage_table(splits: dict[str, AspectSplit]) -> pd.DataFrame:
-    """Return one line per aspect, fold and side: `leaks`, and the people and photos of each group.
+def count_groups(samples: pd.DataFrame) -> dict[str, int]:
+    """Return people_<class>, photos_<class> for the classes of tasks, and skin colours."""
+    groups = [
+        (pd.Series(class_names(samples, name), samples.index, dtype=object), task.classes)
+        for name, task in TASKS.items()
+        if task.classes
+    ]
+    if "skinColor" in samples and "skinColor" not in split_columns():
+        groups.append((samples["skinColor"], SKIN_COLORS))
+    counts = {}
+    for found, classes in groups:
+        for value in classes:
+            chosen = samples[found == value]
+            counts[f"people_{value}"] = chosen["id"].nunique()
+            counts[f"photos_{value}"] = len(chosen)
+    return counts
 
-    Columns: aspect, fold, side, those of `leaks` (empty for train), people, photos, and
-    people_<value>, photos_<value> for every value of `GROUPS`.
+
+def leakage_table(splits: dict[str, AspectSplit]) -> pd.DataFrame:
+    """Return a line for each aspect, fold and split.
+
+    Columns: aspect, fold, side (the split), those of `leakage` (empty for train), people, photos,
+    and those of `count_groups`.
     """
     lines = []
     for aspect, fold, _, parts in each_fold(splits):
-        for side, rows in parts.items():
-            leaked = {} if side == "train" else leaks(rows, parts["train"])
-            line: dict[str, Any] = {"aspect": aspect, "fold": fold, "side": side, **leaked}
-            line |= {"people": rows["id"].nunique(), "photos": len(rows)}
-            for column, values in GROUPS.items():
-                for value in values:
-                    chosen = rows[rows[column] == value]
-                    line[f"people_{value}"] = chosen["id"].nunique()
-                    line[f"photos_{value}"] = len(chosen)
-            lines.append(line)
+        for name, samples in parts.items():
+            leaked = {} if name == "train" else leakage(samples, parts["train"])
+            line: dict[str, Any] = {"aspect": aspect, "fold": fold, "side": name, **leaked}
+            line |= {"people": samples["id"].nunique(), "photos": len(samples)}
+            lines.append(line | count_groups(samples))
     leading = ["aspect", "fold", "side", "person_in_train", *(f"within_{n}" for n in LEAK_FRAMES)]
     table = pd.DataFrame(lines)
     return table[[*leading, *table.columns.difference(leading, sort=False)]]
 
 
 def fold_balance(splits: dict[str, AspectSplit], n_folds: int) -> pd.DataFrame:
-    """Return the people of each test fold, n/n/..., per aspect and group.
+    """Return the numbers of people in the test folds, n/n/..., by aspect and class.
 
-    A star marks what could not be balanced: folds that differ by more than one, or a fold without.
+    A star marks folds that differ by more than one person, or a fold without one.
     """
     tested = pd.concat(
         parts["test"].assign(aspect=name, fold=fold)
@@ -412,10 +606,13 @@ def fold_balance(splits: dict[str, AspectSplit], n_folds: int) -> pd.DataFrame:
         for name in ("all aspects", aspect)
     ).drop_duplicates(["aspect", "id"])
     lines: dict[str, dict[str, str]] = {}
-    for aspect, rows in tested.groupby("aspect"):
-        for column in ("gender", "age_group"):
-            counts = pd.crosstab(rows[column], rows["fold"])
-            counts = counts.reindex(pd.Index(GROUPS[column]), columns=range(n_folds), fill_value=0)
+    for name, task in TASKS.items():
+        if not task.classes or not is_known(tested[task.column]).any():
+            continue
+        classes = np.array(class_names(tested, name), dtype=object)
+        for aspect, rows in tested.assign(classes=classes).groupby("aspect"):
+            counts = pd.crosstab(rows["classes"], rows["fold"])
+            counts = counts.reindex(pd.Index(task.classes), columns=range(n_folds), fill_value=0)
             for value, people in counts.iterrows():
                 uneven = people.max() - people.min() > 1 or people.min() == 0
                 text = "/".join(map(str, people)) + ("*" if uneven else "")
@@ -423,36 +620,57 @@ def fold_balance(splits: dict[str, AspectSplit], n_folds: int) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-# ----------------------------------------------------------------------------- files and print
+# ----------------------------------------------------------------------------- output
 
 
 def split_tables(
-    splits: dict[str, AspectSplit], root: Path, protocol: str, seed: int
+    splits: dict[str, AspectSplit], source: Source, protocol: str, seed: int
 ) -> Iterator[tuple[Path, pd.DataFrame]]:
-    """Yield the CSVs of a protocol and what they hold."""
-    columns = list(SPLIT_COLUMNS)
-    for place, (aspect, (rows, folds)) in enumerate(splits.items()):
-        yield SplitFiles(root, aspect, protocol).attributes, rows[columns]
+    """Yield the split and gallery CSVs of a protocol and their content."""
+    for place, (aspect, (_, folds)) in enumerate(splits.items()):
         for fold, parts in enumerate(folds):
-            files = SplitFiles(root, aspect, protocol, fold)
-            yield from ((files.split(name), part[columns]) for name, part in parts.items())
+            files = SplitFiles(source.root, aspect, protocol, fold)
+            for name, part in parts.items():
+                yield files.split(name), with_whole_years(part[source.columns])
             if PROTOCOLS[protocol].disjoint:
-                yield files.gallery, gallery_draws(parts["test"], Random([seed, place, fold]))
+                yield files.gallery, draw_galleries(parts["test"], Random([seed, place, fold]))
+
+
+def attributes_tables(
+    splits: dict[str, AspectSplit], source: Source, config: SplitConfig
+) -> Iterator[tuple[Path, pd.DataFrame]]:
+    """Yield the attributes files and their content; one that was given is not written."""
+    for aspect, split in splits.items():
+        if config.attributes_file is None:
+            samples = source.by_aspect[aspect] if config.folders else split.samples
+            path = SplitFiles(source.root, aspect, config.protocol).attributes
+            yield path, with_whole_years(samples[source.columns])
+
+
+def keep_other_aspects(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return a leakage table after the lines of other aspects that `path` has."""
+    if not path.is_file():
+        return table
+    former = read_csv(path, ("aspect",), "")
+    former = former[~former["aspect"].isin(table["aspect"])]
+    return pd.concat([former, table]) if len(former) else table
 
 
 def check_no_other_folds(paths: Iterable[Path]) -> None:
-    """Refuse to leave folds of a former split, into more of them, beside those of `paths`."""
+    """Refuse to leave folds of a former split with more folds beside those of `paths`."""
     folders = {path.parent for path in paths if path.parent.name.startswith("fold_")}
     for aspect in sorted({folder.parent for folder in folders}):
         others = sorted(set(aspect.glob("fold_*")) - folders)
         if others:
-            raise UserError(f"{others[0]} is of a split into more folds; delete {aspect.parent}")
+            raise UserError(
+                f"a former split with more folds exists: {others[0]}. Delete {aspect.parent}"
+            )
 
 
 def write_csvs(tables: Iterable[tuple[Path, pd.DataFrame]]) -> None:
-    """Write every table; no file is replaced before all are written.
+    """Write all tables; no file is replaced before all are written.
 
-    Lines end as the published script's do (CRLF), so that its files and these are equal.
+    Line ends are CRLF, as published.
     """
     with ExitStack() as stack:
         for path, table in tables:
@@ -460,43 +678,46 @@ def write_csvs(tables: Iterable[tuple[Path, pd.DataFrame]]) -> None:
             table.to_csv(temporary, index=False, lineterminator="\r\n")
 
 
-def print_split(splits: dict[str, AspectSplit], leakage: pd.DataFrame, protocol: str) -> None:
-    """Print what was drawn: counts, leakage, and who is on the sides."""
+def print_splits(splits: dict[str, AspectSplit], leaked: pd.DataFrame, protocol: str) -> None:
+    """Print the numbers of photos and people, leakage, and group sizes."""
     *_, reported = PROTOCOLS[protocol].splits
-    print(split_summary(splits).to_string())
-    shares = leakage[leakage["side"] == reported].set_index(["aspect", "fold"])
+    print(summarize(splits).to_string())
+    shares = leaked[leaked["side"] == reported].set_index(["aspect", "fold"])
     shares = shares[["person_in_train", *(f"within_{n}" for n in LEAK_FRAMES)]] * 100
-    print(f"\n% of {reported} photos whose person, or a frame of theirs within n, is in train:")
+    print(f"\n% of {reported} photos with the same person, or a frame within n numbers, in train:")
     print(shares.to_string(float_format="%.1f", na_rep="-"))
 
-    print("\npeople/photos on each side:")
-    counts = leakage.set_index(["aspect", "fold", "side"]).astype(str)
+    print("\npeople/photos in each split:")
+    counts = leaked.set_index(["aspect", "fold", "side"]).astype(str)
     people, photos = counts.filter(regex="^people"), counts.filter(regex="^photos")
-    cells = people + "/" + photos.to_numpy()
+    cells = (people + "/" + photos.to_numpy()).loc[:, (people != "0").any()]
     print(cells.rename(columns=lambda name: name.removeprefix("people_")).to_string())
+    balance = pd.DataFrame()
     if PROTOCOLS[protocol].disjoint:
-        print("\npeople per test fold (*: could not be balanced):")
-        print(fold_balance(splits, leakage["fold"].max() + 1).to_string())
+        balance = fold_balance(splits, leaked["fold"].max() + 1)
+    if len(balance):
+        print("\npeople in each test fold (*: not balanced):")
+        print(balance.to_string())
 
 
-def warn_of_unnumbered(rows: pd.DataFrame) -> None:
-    """Log how many photos have no number, so that no neighbours of theirs are known."""
-    unnumbered = rows["name"][rows["number"].isna()]
+def warn_of_unnumbered(samples: pd.DataFrame) -> None:
+    """Log how many photos have no frame number."""
+    unnumbered = samples["name"][frame_numbers(samples["name"]).isna()]
     if len(unnumbered):
         logger.warning(
-            "%d photos have no number in their name (first: %s): the leakage table counts"
-            " neighbouring frames without them",
+            "%d photos have no number in their name (first: %s): neighbouring frames among them are"
+            " unknown, and the leakage table ignores them",
             *(len(unnumbered), unnumbered.iloc[0]),
         )
 
 
 def print_train_command(splits: dict[str, AspectSplit], root: Path, protocol: str) -> None:
-    """Print how to train on the first aspect that has photos to train on and to choose by."""
+    """Print how to train on the first aspect with photos in train and val."""
     for aspect, (_, folds) in splits.items():
         if len(folds[0]["train"]) and len(folds[0]["val"]):
             attributes = SplitFiles(root, aspect, "paper").attributes
-            other = "" if protocol == "paper" else f" --protocol {protocol}"
-            print(f"train on one: python train.py --attributes_file {attributes}{other}")
+            option = "" if protocol == "paper" else f" --protocol {protocol}"
+            print(f"train: python train.py --attributes_file {attributes}{option}")
             return
 
 
@@ -511,30 +732,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = build_config(parser, SplitConfig, vars(parser.parse_args(argv)))
     setup_logging()
 
-    root = Path(config.input)
-    hand_info_file, photos = root / "HandInfo.csv", root / "Hands"
+    source = read_source(config)
     seed = SEED if config.seed is None else config.seed
-    by_aspect = rows_by_aspect(read_hand_info(hand_info_file), config.input)
-    every_row = pd.concat(by_aspect.values())
-    if every_row.empty:
-        raise UserError(f"{hand_info_file} lists no photo without accessories; nothing to split")
-    warn_of_unnumbered(every_row)
     n_folds = config.folds or PROTOCOLS[config.protocol].folds
-    splits = split_rows(by_aspect, config.protocol, n_folds=n_folds, seed=seed)
+    everything = pd.concat(source.by_aspect.values())
+    warn_of_unnumbered(everything)
+    splits = draw_splits(source.by_aspect, config.protocol, n_folds=n_folds, seed=seed)
     if config.skip_missing:
-        splits = without_missing(splits, photos)
+        splits = without_missing(splits, source.photos)
     else:
-        check_photos(every_row, photos, hand_info_file)
+        check_photos(everything, source.photos, source.listing)
+    check_not_empty(splits, config.protocol)
 
-    leakage = leakage_table(splits)
-    tables = list(split_tables(splits, root, config.protocol, seed))
+    files = SplitFiles(source.root, "", config.protocol)
+    leaked = leakage_table(splits)
+    tables = list(split_tables(splits, source, config.protocol, seed))
     check_no_other_folds(path for path, _ in tables)
-    files = SplitFiles(root, "", config.protocol)
-    write_csvs([*tables, (files.leakage, leakage)])
-    print_split(splits, leakage, config.protocol)
-    folder = files.drawn.relative_to(root)
-    print(f"wrote {len(tables) + 1} files below {root}: sub_dataset/, {folder}/")
-    print_train_command(splits, root, config.protocol)
+    tables += attributes_tables(splits, source, config)
+    all_lines = leaked if source.is_11k else keep_other_aspects(leaked, files.leakage)
+    tables.append((files.leakage, all_lines))
+    write_csvs(tables)
+    print_splits(splits, leaked, config.protocol)
+    print(f"wrote {len(tables)} files below {source.root}")
+    print_train_command(splits, source.root, config.protocol)
     return 0
 
 

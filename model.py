@@ -1,4 +1,8 @@
-"""The names of the paper's backbones, and what they stand for; any other name is timm's own."""
+"""IGAE-Net: a timm backbone whose pooled feature (embedding) feeds one linear head per task.
+
+`BACKBONES` has the paper's names; any other name is timm's own. Weights come from the Hugging Face
+hub, its local cache, or a file.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,18 @@ from huggingface_hub import try_to_load_from_cache
 from timm.layers import NormMlpClassifierHead
 from torch import Tensor, nn
 
+from utils import UserError
+
+# ----------------------------------------------------------------------------- backbones
+
 
 @dataclass(frozen=True)
 class Backbone:
-    """A timm model and the stochastic depth it is trained with."""
+    """A timm model.
+
+    tag: timm's name of the model and its weights.
+    drop_path: stochastic depth, the largest probability of dropping a residual branch.
+    """
 
     tag: str
     drop_path: float = 0.0
@@ -42,27 +54,20 @@ BACKBONES = {
 }
 
 
-HUB_TIMEOUT = 8  # seconds until the weights' hub counts as out of reach
-
-
-class ModelError(ValueError):
-    """A backbone, an image size or a weights file that cannot be used; one line that says why."""
-
-
 def find_backbone(name: str) -> Backbone:
-    """Return the backbone of that name: one of the paper's, or any other of timm's.
+    """Return the backbone called `name`: one of the paper's, or any of timm's.
 
     Raises:
-        ModelError: neither knows the name; the message has the nearest ones.
+        UserError: the name is unknown; the message lists similar names.
     """
     if name in BACKBONES:
         return BACKBONES[name]
     if timm.is_model(name) and ("." not in name or name in timm.list_models(include_tags=True)):
         return Backbone(name)
-    near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ModelError(
-        f"unknown backbone {name!r}; {hint}known: {', '.join(BACKBONES)}, timm's names"
+    similar = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=3)
+    hint = f"Did you mean {' or '.join(similar)}? " if similar else ""
+    raise UserError(
+        f"unknown backbone {name!r}. {hint}Known: {', '.join(BACKBONES)}, and timm's names"
     )
 
 
@@ -71,23 +76,23 @@ def create_timm_model(
 ) -> nn.Module:
     """Return the timm model without its classifier, for square images of `image_size` pixels.
 
-    A `drop_path` of 0 is said as well: some of timm's models have another default.
+    A `drop_path` of 0 is passed as well: some of timm's models have another default.
     """
-    where_taken: dict[str, Any] = {"img_size": image_size, "drop_path_rate": drop_path}
+    optional: dict[str, Any] = {"img_size": image_size, "drop_path_rate": drop_path}
     while True:
         try:
-            return timm.create_model(backbone.tag, num_classes=0, **where_taken, **options)
-        except TypeError as error:
-            unknown = next((name for name in where_taken if name in str(error)), None)
+            return timm.create_model(backbone.tag, num_classes=0, **optional, **options)
+        except TypeError as error:  # not every model takes both
+            unknown = next((name for name in optional if name in str(error)), None)
             if unknown is None:
                 raise
-            if where_taken.pop(unknown) and unknown == "drop_path_rate":
-                message = f"backbone {backbone.tag} has no stochastic depth; leave --drop_path out"
-                raise ModelError(message) from error
+            if optional.pop(unknown) and unknown == "drop_path_rate":
+                message = f"backbone {backbone.tag} has no stochastic depth. Leave --drop_path out"
+                raise UserError(message) from error
 
 
-def facts(model_or_tag: nn.Module | str) -> dict[str, Any]:
-    """Return what timm knows of a model's weights: input size, mean, std, classifier, hub."""
+def pretrained_config(model_or_tag: nn.Module | str) -> dict[str, Any]:
+    """Return timm's description of a model's weights: input size, mean, std, classifier, hub."""
     if isinstance(model_or_tag, str):
         config = timm.get_pretrained_cfg(model_or_tag, allow_unregistered=False)
         return config.to_dict() if config else {}
@@ -96,12 +101,12 @@ def facts(model_or_tag: nn.Module | str) -> dict[str, Any]:
 
 @torch.no_grad()
 def embedding_width(name: str, image_size: int) -> int:
-    """Return how many numbers the backbone's pooled feature has.
+    """Return the dimension of the backbone's embedding.
 
-    The shapes are worked out on the meta device, without arithmetic, where timm's model allows it.
+    Shapes are computed on the meta device, without arithmetic, if timm's model allows it.
 
     Raises:
-        ModelError: the backbone refuses images of that size; the message names one it takes.
+        UserError: the backbone does not support that image size; the message names one it supports.
     """
     backbone = find_backbone(name)
 
@@ -122,33 +127,31 @@ def embedding_width(name: str, image_size: int) -> int:
     except refusals as error:
         reason = " ".join(str(error).split())[:120]
         nearest = max(32, round(image_size / 32) * 32)
-        default = facts(backbone.tag)["input_size"][-1]
+        default = pretrained_config(backbone.tag)["input_size"][-1]
         for size in (nearest, nearest + 32, nearest - 32, default):
             try:
                 width(size)
             except refusals:
                 continue
-            message = (
-                f"--image_size {image_size}: backbone {name} refuses it ({reason}); {size} works"
-            )
-            raise ModelError(message) from error
-        raise ModelError(f"backbone {name} cannot be used: {reason}") from error
+            message = f"backbone {name} does not support --image_size {image_size} ({reason})"
+            raise UserError(f"{message}. Use {size}") from error
+        raise UserError(f"backbone {name} cannot be used: {reason}") from error
 
 
 def take_norm_from_head(model: nn.Module) -> list[nn.Module]:
-    """Take the layers between pooling and classifier out of a timm model, and return them.
+    """Remove the layers between pooling and classifier from a timm model, and return them.
 
-    Only the heads of ConvNeXt, MaxViT and their like have such layers. As published, every task
-    gets a copy of its own, and what the backbone is left with ends in the pooling.
+    Models such as ConvNeXt and MaxViT have them. As published, every task's head gets its own copy,
+    and the backbone ends with the pooling.
     """
     head = getattr(model, "head", None)
     if not isinstance(head, NormMlpClassifierHead):
         return []
     norm, hidden = head.norm, list(head.pre_logits.children())
-    if not isinstance(norm, nn.LayerNorm):  # none of the paper's: it stays with the backbone
+    if not isinstance(norm, nn.LayerNorm):  # none of the paper's: keep it in the backbone
         return []
     head.norm, head.pre_logits = nn.Identity(), nn.Sequential()
-    # timm normalises (N, C, 1, 1), we (N, C): the same layer without the empty axes
+    # timm's layer normalises (N, C, 1, 1), this one (N, C)
     flat_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
     flat_norm.load_state_dict(norm.state_dict())
     return [flat_norm, *hidden]
@@ -156,64 +159,66 @@ def take_norm_from_head(model: nn.Module) -> list[nn.Module]:
 
 # ----------------------------------------------------------------------------- weights
 
+HUB_TIMEOUT = 8  # seconds
+
 
 def hub_is_reachable() -> bool:
-    """Return whether the hub that timm downloads from answers at all."""
+    """Return whether the hub that timm downloads from responds."""
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         request = urllib.request.Request(address, method="HEAD")
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT):
             return True
-    except urllib.error.HTTPError as error:  # it answered; out of order, it would be retried
+    except urllib.error.HTTPError as error:  # timm would retry server errors
         return error.code < 500
-    except (OSError, http.client.HTTPException, ValueError):  # the last: no address at all
+    except (OSError, http.client.HTTPException, ValueError):  # ValueError: not an address
         return False
 
 
 def create_pretrained(backbone: Backbone, *, image_size: int, drop_path: float) -> nn.Module:
-    """Return the timm model with its ImageNet weights, from the hub or from its local cache.
+    """Return the timm model with its ImageNet weights, from the hub or its local cache.
 
-    Without a hub timm retries for minutes, so the cache alone is asked then.
+    If the hub does not respond, only the cache is used: timm would retry for minutes.
 
     Raises:
-        ModelError: the weights cannot be had; the message names the two ways to go on without.
+        UserError: the weights are not available; the message names two ways to continue.
     """
     options: dict[str, Any] = {"image_size": image_size, "drop_path": drop_path}
-    hub_id = facts(backbone.tag).get("hf_hub_id")
-    page = f"fetch model.safetensors from https://huggingface.co/{hub_id} and " if hub_id else ""
-    advice = f"{page}give --backbone_weights FILE, or --no-pretrained to train from scratch"
+    hub_id = pretrained_config(backbone.tag).get("hf_hub_id")
+    download = f"Download model.safetensors from https://huggingface.co/{hub_id} and give"
+    advice = f"{download if hub_id else 'Give'} --backbone_weights FILE, or --no-pretrained"
     if not hub_is_reachable():
         cached = try_to_load_from_cache(hub_id, "model.safetensors") if hub_id else None
         if not isinstance(cached, str):
-            raise ModelError(f"ImageNet weights of {backbone.tag}: hub not reachable; {advice}")
+            raise UserError(f"hub not reachable: no ImageNet weights of {backbone.tag}. {advice}")
         options["pretrained_cfg_overlay"] = {"file": cached}
     try:
         return create_timm_model(backbone, pretrained=True, **options)
-    except ModelError:
+    except UserError:
         raise
     except Exception as error:  # hub, network and weights libraries share no type
         reason = " ".join(str(error).split())[:200]
-        message = f"ImageNet weights of {backbone.tag} cannot be fetched ({reason}); {advice}"
-        raise ModelError(message) from error
+        message = f"cannot fetch the ImageNet weights of {backbone.tag} ({reason}). {advice}"
+        raise UserError(message) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or .pth file by name, wrappers taken off.
+    """Return the tensors of a .safetensors or .pth file by name, without wrappers.
 
     Raises:
-        ModelError: there is no such file, or no named tensors in it.
+        UserError: there is no such file, or it holds no named tensors.
     """
     if not path.is_file():
-        raise ModelError(f"--backbone_weights {path}: no such file")
+        raise UserError(f"--backbone_weights not found: {path}")
     try:
         if path.suffix == ".safetensors":
             state: Any = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # as many types as ways to be damaged
-        raise ModelError(
-            f"--backbone_weights {path} cannot be read ({type(error).__name__});"
-            " expected a .safetensors file, or a .pth file of a state dict"
+    except Exception as error:  # the libraries raise many types for damaged files
+        raise UserError(
+            f"cannot read --backbone_weights ({type(error).__name__}): {path}. Give a .safetensors"
+            " file, or a .pth file of a state dict"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -221,35 +226,35 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ModelError(f"--backbone_weights {path} holds no state dict (names to tensors)")
+        raise UserError(f"--backbone_weights holds no state dict (names to tensors): {path}")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) -> None:
-    """Load the weights file at `path` into a timm model; only a classifier may be left over.
+    """Load the weights file at `path` into a timm model; only a classifier may be unused.
 
-    Position embeddings are resampled to the model's image size where timm knows how.
+    Position embeddings are resampled to the model's image size if timm supports that.
 
     Raises:
-        ModelError: names or shapes differ and `allow_partial` is False; the message lists them.
+        UserError: names or shapes differ and `allow_partial` is False; the message lists them.
     """
     state = read_weights(path)
     # timm keeps each architecture's converter beside its class
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
-        with contextlib.suppress(Exception):  # weights of another model: the names below tell
+        with contextlib.suppress(Exception):  # weights of another model are reported below
             state = convert(state, model)
-    classifier = facts(model)["classifier"] or ()
+    classifier = pretrained_config(model)["classifier"] or ()
     prefixes = tuple(
         f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier)
     )
     own = model.state_dict()
     shapes = [n for n in own if n in state and own[n].shape != state[n].shape]
     fitting = {n: t for n, t in state.items() if n not in shapes and not n.startswith(prefixes)}
-    missing, left_over = model.load_state_dict(fitting, strict=False)
+    missing, unused = model.load_state_dict(fitting, strict=False)
     missing = [name for name in missing if name not in shapes]
-    misfits = {"missing": missing, "left over": left_over, "of another shape": shapes}
-    if allow_partial and len(fitting) > len(left_over):
+    misfits = {"missing": missing, "unused": unused, "of another shape": shapes}
+    if allow_partial and len(fitting) > len(unused):
         return
     if any(misfits.values()):
         listed = "; ".join(
@@ -257,9 +262,9 @@ def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) 
             for kind, names in misfits.items()
             if names
         )
-        raise ModelError(
-            f"--backbone_weights {path} does not fit ({listed}); give weights of this backbone,"
-            " or --allow_partial_weights to load what fits"
+        raise UserError(
+            f"--backbone_weights does not fit the backbone ({listed}): {path}. Give weights of this"
+            " backbone, or --allow_partial_weights to load those that fit"
         )
 
 
@@ -267,12 +272,12 @@ def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) 
 
 
 def enable_grad_checkpointing(model: Any, name: str) -> None:
-    """Let a timm model keep fewer activations; it computes the others again."""
+    """Let a timm model recompute activations in the backward pass instead of storing them."""
     try:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError) as error:
-        message = f"backbone {name} has no activation checkpointing; leave --grad_checkpointing out"
-        raise ModelError(message) from error
+        message = f"backbone {name} has no activation checkpointing. Leave --grad_checkpointing out"
+        raise UserError(message) from error
 
 
 class IGAENet(nn.Module):
@@ -283,13 +288,13 @@ class IGAENet(nn.Module):
         n_classes: task -> number of classes; the heads are in this order.
         pretrained: start from timm's ImageNet weights.
         backbone_weights: a file to start from instead.
-        allow_partial_weights: let that file's names and shapes differ from the model's.
+        allow_partial_weights: ignore tensors of that file that do not fit.
         image_size: side of the square images in pixels.
-        drop_path: largest drop probability of a residual branch; None: as in `BACKBONES`.
-        grad_checkpointing: compute the backbone's activations twice rather than keep them.
+        drop_path: largest probability of dropping a residual branch; None: as in `BACKBONES`.
+        grad_checkpointing: recompute activations in the backward pass to save memory.
 
     Raises:
-        ModelError: no such backbone, size or weights; the message says what would do.
+        UserError: no such backbone, image size or weights.
     """
 
     def __init__(
@@ -324,25 +329,28 @@ class IGAENet(nn.Module):
                 for task, n in n_classes.items()
             }
         )
-        self.mean, self.std = (tuple(facts(self.backbone)[key]) for key in ("mean", "std"))
+        self.mean, self.std = (
+            tuple(pretrained_config(self.backbone)[key]) for key in ("mean", "std")
+        )
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the pooled feature, (N, D), of `images`, (N, 3, H, W) float32 normalised."""
+        """Return embeddings, (N, D), of `images`, (N, 3, H, W) float32 normalised."""
         return self.backbone(images)
 
-    def classify(self, embedding: Tensor) -> dict[str, Tensor]:
-        """Return logits[task], (N, n_classes[task]), before softmax, of an `embed` result."""
-        return {task: head(embedding) for task, head in self.heads.items()}
+    def classify(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Return logits[task], (N, n_classes[task]), before softmax, from `embed`'s result."""
+        return {task: head(embeddings) for task, head in self.heads.items()}
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return logits[task], (N, n_classes[task]), before softmax."""
-        return self.classify(self.embed(images))
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the embeddings and the logits, as `embed` and `classify` do."""
+        embeddings = self.embed(images)
+        return embeddings, self.classify(embeddings)
 
 
 def parameter_groups(model: IGAENet, *, backbone_scale: float = 0.1) -> list[dict[str, Any]]:
-    """Return the optimiser's groups: the backbone learns at `backbone_scale` of the heads' rate.
+    """Return the optimiser's groups; an epoch's learning rate is multiplied by their `lr_scale`.
 
-    Each group's `lr_scale` is what the learning rate of the epoch is multiplied by.
+    The heads' is 1, the backbone's `backbone_scale`.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 136-143.
     """

@@ -194,7 +194,7 @@ def predict_photos(
 
 def flatten(prediction: Mapping[str, Any]) -> dict[str, Any]:
     """Return a prediction as CSV columns: <task>_1, <task>_1_prob, <task>_2, ..."""
-    row = {}
+    row: dict[str, Any] = {}
     for task, classes in prediction.items():
         for i, found in enumerate(classes, start=1):
             row |= {f"{task}_{i}": found["class"], f"{task}_{i}_prob": found["probability"]}

@@ -2,12 +2,10 @@
 
     python report.py --results checkpoints/<run>/checkpoint-000030-best-dorsal_dr-val
     python report.py --run_dir checkpoints/<run>
-    python report.py --architecture doc_images/architecture.png
 
-writes report.html into the evaluation's folder, training.html into the run's, or the README's
-picture of the network. A page needs no other file and no network. Photos are embedded small, from
-the folder that metrics.json names; --photos names another one, --no_photos leaves them out, as hand
-photos are biometric data. test.py and train.py write the same pages when they end.
+writes report.html, confusion_<task>.png and sample_grid.png into the evaluation's folder, or
+training.html into the run's. A page is one file that opens offline. Small photos are embedded from
+the folder that metrics.json names, or from --photos; --no_photos leaves these biometric data out.
 """
 
 from __future__ import annotations
@@ -17,73 +15,55 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pages.build import LEFT_OUT, METRICS_KEYS, _read_json, write_report, write_training_report
-from pages.figures import plot_architecture
-from utils import build_config, build_parser, flag, one_line_errors
-
-# ----------------------------------------------------------------------------- pages
-
-FORMATS = (".png", ".svg", ".pdf")
+from pages.build import read_metrics, write_report, write_training_report
+from utils import flag, one_line_errors, parse_config
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What report.py is asked for: one of results, run_dir and architecture."""
+    """Flags of report.py."""
 
     results: Path | None = flag(None, "folder that test.py wrote: report.html", metavar="DIR")
     run_dir: Path | None = flag(None, "folder that train.py wrote: training.html", metavar="DIR")
-    architecture: Path | None = flag(
-        None, f"picture to draw the network into: {', '.join(FORMATS)}"
-    )
     photos: Path | None = flag(
         None, "of --results: folder of the photos (default: as metrics.json says)", metavar="DIR"
     )
-    no_photos: bool = flag(False, "of --results: embed no photo, as they are biometric data")
+    no_photos: bool = flag(False, "of --results: show no photo, as they are biometric data")
 
     def __post_init__(self) -> None:
-        """Refuse none or several pages at once, and what would have no effect."""
-        asked = [self.results, self.run_dir, self.architecture]
-        if sum(path is not None for path in asked) != 1:
-            raise ValueError("give one of --results, --run_dir and --architecture")
+        """Refuse none or both pages, and flags that would have no effect."""
+        if (self.results is None) == (self.run_dir is None):
+            raise ValueError("give one of --results and --run_dir")
         if self.results is None and (self.photos is not None or self.no_photos):
-            raise ValueError("--photos and --no_photos go with --results")
+            raise ValueError("--photos and --no_photos need --results")
         if self.photos is not None and self.no_photos:
             raise ValueError("give --photos or --no_photos, not both")
         if self.photos is not None and not self.photos.is_dir():
-            raise ValueError(f"--photos {self.photos}: no such folder")
-        if self.architecture is not None and self.architecture.suffix not in FORMATS:
-            formats = " or ".join(FORMATS)
-            raise ValueError(f"--architecture {self.architecture}: give a {formats} file")
+            raise ValueError(f"no such folder: --photos {self.photos}")
 
 
 def find_photos(config: ReportConfig, folder: Path) -> tuple[Path | None, str]:
-    """Return the folder of the photos, or None and why."""
-    if config.no_photos:
-        return None, LEFT_OUT
-    if config.photos is not None:
+    """Return the folder of the photos of an evaluation, or None and the reason."""
+    if config.no_photos or config.photos is not None:
         return config.photos, ""
-    named = _read_json(folder / "metrics.json", METRICS_KEYS, "test.py").get("photos")
+    named = read_metrics(folder).get("photos")
     if not named:
-        return None, "metrics.json names no folder of photos; report.py --photos DIR embeds them"
+        return None, "metrics.json names no folder of photos; give report.py --photos DIR"
     if not Path(named).is_dir():
-        return None, f"{named} is not there; report.py --photos DIR embeds them from elsewhere"
+        return None, f"the folder {named} does not exist; give report.py --photos DIR"
     return Path(named), ""
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = build_parser(ReportConfig, __doc__)
-    config = build_config(parser, ReportConfig, vars(parser.parse_args(argv)))
+    config = parse_config(ReportConfig, __doc__, argv)
     if config.results is not None:
         photos, why_none = find_photos(config, config.results)
         written = write_report(config.results, photos=photos, why_none=why_none)
-    elif config.run_dir is not None:
-        written = write_training_report(config.run_dir)
     else:
-        assert config.architecture is not None
-        plot_architecture(config.architecture)
-        written = config.architecture
+        assert config.run_dir is not None
+        written = write_training_report(config.run_dir)
     print(f"wrote {written}")
     return 0
 

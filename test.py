@@ -34,7 +34,7 @@ from data.splits import (
     locate,
     permute_labels,
 )
-from data.tables import read_csv, read_hand_info, read_samples
+from data.tables import further_columns, read_csv, read_hand_info, read_samples
 from dataset_11k import TASKS, HandsDataset, build_loader, class_names
 from engine.checkpoint import evaluation_dir, load_checkpoint, without_tensors
 from engine.loop import (
@@ -47,7 +47,12 @@ from engine.loop import (
 )
 from measures.bootstrap import CONFIDENCE, N_DRAWS
 from measures.classes import softmax
-from measures.metrics_json import BOOTSTRAP_SEED, compute_metrics, to_json
+from measures.metrics_json import (
+    BOOTSTRAP_SEED,
+    MAX_COMPARED_PHOTOS,
+    compute_metrics,
+    to_json,
+)
 from measures.registry import measures_for
 from pages.build import write_report
 from pages.wording import explain_baselines, headline_table
@@ -71,6 +76,7 @@ from utils import (
 SPLITS = ("train", "val", "test")
 # Copied from the checkpoint into metrics.json: what repeats the training.
 TRAINING_FACTS = ("config", "resolved", "fingerprints", "best", "commit", "environment")
+MAX_GROUPS = 20  # a further CSV column with more distinct values is no grouping
 State = Mapping[str, Any]  # a checkpoint without its tensors
 
 
@@ -344,17 +350,17 @@ def build_arrays(
 def group_arrays(scope: Scope) -> dict[str, np.ndarray]:
     """Return group_<grouping> -> (N,) group names: tasks, further columns, and HandInfo.csv's."""
     samples, info = scope.samples, scope.files.root / "HandInfo.csv"
-    fixed = {task: row for task, row in TASKS.items() if row.classes and row.column in samples}
-    groups = {task: pd.Series(class_names(samples, task)) for task in fixed}
-    used = {"image_path", "name", *(row.column for row in TASKS.values())}
-    groups |= {column: samples[column] for column in samples.columns if column not in used}
+    groups = {t: pd.Series(class_names(samples, t)) for t, row in TASKS.items() if row.classes}
+    groups |= {column: samples[column] for column in further_columns(samples)}
     if info.is_file():
         table = read_hand_info(info).set_index("imageName").reindex(samples["name"])
         worn = table["accessories"].map({0: "none", 1: "some"})
         groups |= {"skin_color": table["skinColor"], "accessories": worn}
+    filled = {name: group.fillna("").replace("", "unknown") for name, group in groups.items()}
     return {
-        f"group_{name}": group.fillna("").replace("", "unknown").to_numpy(str)
-        for name, group in groups.items()
+        f"group_{name}": group.to_numpy(str)
+        for name, group in filled.items()
+        if group.nunique() <= MAX_GROUPS and set(group) != {"unknown"}
     }
 
 
@@ -406,10 +412,7 @@ def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
         unchanged = fingerprint(scope.samples) == state["fingerprints"].get(split)
     trained = training_samples(state, scope)
     if trained is not None and split != "train":
-        numbered = [
-            part.assign(number=frame_numbers(part["name"])) for part in (scope.samples, trained)
-        ]
-        leaked = leakage(*numbered)
+        leaked = leakage(scope.samples, trained)
     calibrated = split == "val" and not scope.cross_hand and bool(state["temperature"])
     cross = {
         "trained_on": state["aspect"],
@@ -497,6 +500,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         **training_arrays(config, state, scope, predictor),
         **galleries,
     }
+    if len(scope.samples) > MAX_COMPARED_PHOTOS and "identity" in scope.tasks:
+        logger.warning(
+            "%d photos: embeddings are compared only for up to %d",
+            *(len(scope.samples), MAX_COMPARED_PHOTOS),
+        )
     tasks = dict.fromkeys(TASKS) | compute_metrics(arrays, scope.tasks, unseen=scope.unseen)
     given = sys.argv[1:] if argv is None else argv
     metrics = {

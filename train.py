@@ -2,75 +2,76 @@
 
     python train.py --attributes_file ./11k/sub_dataset/dorsal_dr.csv
 
-reads the aspect's train and val rows (dataset_11k_split.py; --protocol, --fold) and writes
-checkpoints/<time>/:
-config.json, metrics.jsonl (a line per epoch), train.log, tensorboard/, and checkpoints that are
-each enough to evaluate, predict or resume. The defaults are the published recipe.
+reads the train and val samples that dataset_11k_split.py drew (--protocol, --fold) and writes
+checkpoints/<time>/: config.json, metrics.jsonl (one line per epoch), train.log, tensorboard/, and
+checkpoints, each of which is enough to evaluate, predict or resume. The defaults are the published
+recipe. With several GPUs: torchrun --nproc_per_node=<n> train.py --run_dir <folder>; the same
+command again resumes the run.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from filelock import BaseFileLock
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
-from data.cache import attach_cache, keep_on_device
-from data.splits import PROTOCOLS, Data, read_data, say_who_is_known
-from dataset_11k import TASKS, Augmentation, HandsDataset, LabelSpace, build_loader, resize_size
+from data.cache import attach_cache, copy_to_device
+from data.splits import PROTOCOLS, Data, describe_overlap, read_data
+from dataset_11k import (
+    SAMPLERS,
+    TASKS,
+    Augmentation,
+    HandsDataset,
+    LabelSpace,
+    build_loader,
+    resize_size,
+)
 from engine.checkpoint import (
-    CHECKPOINT_KEYS,
-    announce_changes,
+    TrainingRun,
+    advise_on_damage,
+    best_checkpoint,
     check_resumable,
     check_unused,
-    config_of_run,
+    create_run_dir,
     describe_checkpoint,
+    describe_training,
     last_checkpoint,
-    load_checkpoint,
     lock_run,
-    make_run_dir,
     read_run,
-    save_checkpoint,
-    tidy_checkpoints,
-    tidy_run,
-    what_if_damaged,
+    repair_run,
+    warn_of_changes,
 )
-from engine.distributed import Ranks, has_lost_a_rank, join_ranks
+from engine.distributed import (
+    Distributed,
+    explain_lost_rank,
+    init_distributed,
+    launched_by_torchrun,
+)
 from engine.loop import (
     Predictions,
     Preprocessing,
-    Recipe,
-    build_model,
     check_backbone,
     predict_split,
     train_one_epoch,
 )
-from engine.losses import task_losses
-from engine.precision import (
-    Shape,
-    check_amp,
-    compile_backbone,
-    keep_freed_memory,
-    resolve_compute,
-    unfuse_attention,
-)
-from measures.classes import balanced_accuracy, class_means, fit_temperature
+from engine.losses import UNKNOWN, MultiTaskLoss
+from engine.precision import compile_backbone, keep_freed_memory, resolve_amp, unfuse_attention
+from measures.classes import balanced_accuracy, fit_temperature
 from measures.pairs import cosine_similarity, gallery_ranks
 from model import BACKBONES, IGAENet, find_backbone, parameter_groups
-from pages.build import write_training_report
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -95,15 +96,12 @@ from utils import (
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-COMPILE_MODES = ("auto", "on", "off")
-CACHE_MODES = ("auto", "ram", "disk", "none")
-AUGMENT_MODES = ("auto", "photo", "batch")
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What train.py is asked for; the defaults are the published recipe.
+    """The flags of train.py; the defaults are the published recipe.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py; arXiv 2303.15263, section IV.
     """
@@ -112,19 +110,25 @@ class TrainConfig:
     protocol: str = flag(
         "paper", "split to train on, as in dataset_11k_split.py", choices=tuple(PROTOCOLS)
     )
-    fold: int | None = flag(None, "of --protocol subject-disjoint, from 0 (default: 0)")
+    fold: int | None = flag(None, "fold of --protocol subject-disjoint, from 0 (default: 0)")
     permute_labels: bool = flag(
-        False, "a control: permute gender and age between people, so that no hand tells them"
+        False, "baseline: permute gender and age between people, so that no hand shows them"
+    )
+    tasks: tuple[str, ...] = flag(
+        (), "what to train (default: every task that has labels)", choices=tuple(TASKS), nargs="+"
     )
     backbone: str = flag("swin_t", f"{', '.join(BACKBONES)} or any timm model")
     pretrained: bool = flag(True, "start from timm's ImageNet weights")
     backbone_weights: Path | None = flag(None, "start from this .pth or .safetensors file instead")
-    allow_partial_weights: bool = flag(False, "load of --backbone_weights what fits")
+    allow_partial_weights: bool = flag(False, "load those of --backbone_weights that fit")
     image_size: int = flag(224, "side of the model's input in pixels")
     drop_path: float | None = flag(None, "stochastic depth (default: 0.2 swin_t and maxvit_t, 0.1 convnext_t, else 0)")  # fmt: skip  # noqa: E501
     fast_decode: bool = flag(True, "let the JPEG decoder scale down before the resize")
     flip: float = flag(0.5, "probability of a horizontal flip")
-    jitter: float = flag(0.3, "relative change of brightness, contrast and saturation")
+    jitter: float = flag(0.3, "largest relative change of brightness, contrast and saturation")
+    sampler: str = flag(
+        next(iter(SAMPLERS)), "how batches are drawn from the photos", choices=tuple(SAMPLERS)
+    )
     optimizer: str = flag("adam", "optimiser", choices=("adam", "sgd"))
     lr: float = flag(8e-4, "learning rate of the heads")
     backbone_lr_scale: float = flag(0.1, "learning rate of the backbone, relative to --lr")
@@ -132,11 +136,15 @@ class TrainConfig:
     warmup: bool = flag(
         True, "warm up, halve at epochs 25 and 40; without: a tenth after 20 and 40"
     )
-    batch_size: int = flag(20, "photos per step")
+    batch_size: int = flag(20, "photos per step, of all ranks together")
     N_epochs: int = flag(50, "epochs")
     eval_every: int = flag(5, "epochs between evaluations; the last is always evaluated")
     label_smoothing: float = flag(0.1, "share of the target spread over all classes")
-    loss_weights: tuple[float, ...] = flag((1.0, 1.0, 1.0), "of identity, gender and age", nargs=3)
+    loss_weights: tuple[float, ...] = flag(
+        (),
+        "weight of each task's loss, in the order of --tasks (default: as in TASKS, 1 each)",
+        nargs="+",
+    )
     seed: int = flag(42, "of weights, order and augmentation")
     deterministic: bool = flag(
         False, "deterministic algorithms on the GPU too (the CPU's always are)"
@@ -146,26 +154,24 @@ class TrainConfig:
     )
     clip_grad: float | None = flag(None, "largest norm of the gradients")
     accumulate: int = flag(
-        1, "parts that a batch is taken in, one after the other: less memory, the same step"
+        1, "split each batch into this many parts to save memory; the step is the same"
     )
-    grad_checkpointing: bool = flag(False, "compute activations twice rather than keep them")
-    sync_bn: bool = flag(False, "batch norm over the batch of all GPUs, not of each")
+    grad_checkpointing: bool = flag(False, "recompute activations instead of storing them")
+    sync_bn: bool = flag(False, "batch norm over the photos of all GPUs, not of each")
     amp: str = flag(
         "auto",
-        "mixed precision; auto: on CUDA bf16 (old cards: fp16), on a CPU bf16 if a trial is faster",
+        "mixed precision; auto: bf16 where the GPU or CPU has it natively, fp16 on older GPUs",
         choices=AMP_MODES,
     )
-    compile: str = flag(
-        "auto", "compile the model; auto: where a trial shows that it pays", choices=COMPILE_MODES
-    )
-    cache: str = flag(
-        "auto", "keep decoded photos; auto: on disk, else in memory", choices=CACHE_MODES
-    )
+    compile: bool = flag(False, "compile the backbone: a start of minutes, faster steps")
+    cache: bool = flag(True, "keep decoded photos on disk between epochs and runs")
     cache_dir: Path | None = flag(
-        None, "folder of the cache on disk (default: <root>/cache)", metavar="DIR"
+        None, "folder of the decoded photos (default: <root>/cache)", metavar="DIR"
     )
     augment: str = flag(
-        "auto", "by photo, or by batch on the device; auto: by batch on CUDA", choices=AUGMENT_MODES
+        "auto",
+        "augment photo by photo, or by batch on the device; auto: by batch on CUDA",
+        choices=("auto", "photo", "batch"),
     )
     device: str = flag("auto", "where to train: cuda, then mps, then cpu", choices=DEVICES)
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
@@ -173,75 +179,79 @@ class TrainConfig:
         None, "folder of the run (default: checkpoints/<time>)", metavar="DIR"
     )
     resume: Path | None = flag(
-        None, "folder of the run to go on with; a checkpoint in it will do", metavar="DIR"
+        None, "folder of the run to continue, or a checkpoint in it", metavar="DIR"
     )
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range, and flags that contradict each other."""
+        """Refuse values out of range, and flags that contradict each other."""
         positive = ("image_size", "lr", "batch_size", "N_epochs", "eval_every", "accumulate")
         not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed", "num_workers")
-        if self.fold is not None and not PROTOCOLS[self.protocol].disjoint:
-            raise ValueError(f"--fold: --protocol {self.protocol} has no folds; leave it out")
-        if self.image_size > MAX_IMAGE_SIZE:
-            raise ValueError(f"--image_size must be at most {MAX_IMAGE_SIZE}")
-        shares = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
-        shares["ema"] = 0.99999
+        at_most = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
+        at_most["ema"] = 0.99999
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a number above 0, not {getattr(self, name)}")
         for name in not_negative:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a number from 0, not {getattr(self, name)}")
-        for name, most in shares.items():
+        for name, most in at_most.items():
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise ValueError(f"--{name} must be in [0, {most:g}], not {getattr(self, name)}")
         if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
             raise ValueError(f"--clip_grad must be a number above 0, not {self.clip_grad}")
-        if self.accumulate > self.batch_size:
-            raise ValueError("--accumulate must be at most --batch_size")
-        if self.cache_dir and self.cache in ("none", "ram"):
-            raise ValueError(f"--cache_dir has no effect with --cache {self.cache}")
-        if self.seed >= 2**64:
-            raise ValueError(f"--seed must be below 2**64, not {self.seed}")
-        if not (all(w >= 0 for w in self.loss_weights) and 0 < sum(self.loss_weights) < math.inf):
+        weights = self.loss_weights or (1.0,)
+        if not (all(w >= 0 for w in weights) and 0 < sum(weights) < math.inf):
             raise ValueError("--loss_weights must be numbers from 0, not all of them 0")
-        if self.backbone_weights and not self.pretrained:
-            raise ValueError("--backbone_weights and --no-pretrained contradict each other")
-        if self.allow_partial_weights and not self.backbone_weights:
-            raise ValueError("--allow_partial_weights goes with --backbone_weights")
-        if self.resume and self.run_dir:
-            raise ValueError("--resume names the run's folder; leave --run_dir out")
+        contradictions = {
+            f"--fold: --protocol {self.protocol} has no folds; leave it out": (
+                self.fold is not None and not PROTOCOLS[self.protocol].disjoint
+            ),
+            f"--image_size must be at most {MAX_IMAGE_SIZE}": self.image_size > MAX_IMAGE_SIZE,
+            f"--seed must be below 2**64, not {self.seed}": self.seed >= 2**64,
+            "--accumulate must be at most --batch_size": self.accumulate > self.batch_size,
+            "--tasks names a task twice": len(set(self.tasks)) < len(self.tasks),
+            "--cache_dir has no effect with --no-cache": self.cache_dir and not self.cache,
+            "--backbone_weights and --no-pretrained contradict each other": (
+                self.backbone_weights and not self.pretrained
+            ),
+            "--allow_partial_weights needs --backbone_weights": (
+                self.allow_partial_weights and not self.backbone_weights
+            ),
+            "--resume names the run's folder; leave --run_dir out": self.resume and self.run_dir,
+        }
+        for message, is_wrong in contradictions.items():
+            if is_wrong:
+                raise ValueError(message)
 
 
 DECODE_MARGIN = 2  # the JPEG decoder leaves at least this many times the resize's target
 
 MOMENTUM = 0.9  # of SGD, as published
 
-# What an evaluation during training scores, once over the whole val split.
-VAL_SCORES = (*(f"balanced_accuracy_{task}" for task in TASKS), "mean_balanced_accuracy", "rank_1")
-
-NO_LABEL = -100  # what PyTorch's cross-entropy leaves out
-
 
 @dataclass(frozen=True)
 class Resolved:
-    """What `auto` and the defaults came to: decided once, kept for resume and test."""
+    """What `auto` and the defaults were resolved to: stored with the run, reused by --resume.
+
+    by_batch, decode_size: as in dataset_11k.
+    mean, std: of the input's normalisation, per RGB channel.
+    """
 
     amp: str
-    compile: bool
-    by_batch: bool  # as in dataset_11k.Augmentation
+    by_batch: bool
     drop_path: float
     warmup_epochs: int
+    loss_weights: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    decode_size: int  # as in dataset_11k.open_photo
+    decode_size: int
 
 
-# ----------------------------------------------------------------------------- pure parts
+# ----------------------------------------------------------------------------- recipe
 
 
 def warmup_epochs(n_epochs: int) -> int:
-    """Return the epoch from which on the full rate holds: 10, or less for a short run."""
+    """Return the epoch from which the full rate holds: 10, or less for a short run."""
     return min(10, max(1, n_epochs // 2))
 
 
@@ -262,10 +272,10 @@ def learning_rate(epoch: int, *, base: float, warmup: bool, warmup_epochs: int) 
 def build_optimizer(model: IGAENet, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the published optimiser; `set_learning_rate` gives each epoch its rate."""
     groups = parameter_groups(model, backbone_scale=config.backbone_lr_scale)
-    rates: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, **rates)
-    return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, **rates)
+        return torch.optim.Adam(groups, **options)
+    return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -274,426 +284,198 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def checkpoint_bytes(model: IGAENet, config: TrainConfig) -> int:
-    """Return about how many bytes a checkpoint takes: weights and the optimiser's moments."""
-    copies = {"adam": 3, "sgd": 2}[config.optimizer] + (config.ema is not None)
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    return copies * parameters + sum(b.numel() * b.element_size() for b in model.buffers())
+def build_loaders(
+    config: TrainConfig, resolved: Resolved, data: Data, distributed: Distributed
+) -> dict[str, DataLoader[Any]]:
+    """Return the loaders of train (shuffled, augmented) and val (in CSV order)."""
+    loaders = {}
+    for split, samples in data.samples.items():
+        train = split == "train"
+        augmentation = Augmentation(
+            config.image_size, flip=config.flip, jitter=config.jitter, by_batch=resolved.by_batch
+        )
+        dataset = HandsDataset(
+            samples,
+            data.folder,
+            data.label_space,
+            image_size=resize_size(config.image_size) if train else config.image_size,
+            decode_size=resolved.decode_size,
+            augmentation=augmentation if train else None,
+        )
+        if config.cache:
+            cache_dir = config.cache_dir or data.folder.parent / "cache"
+            attach_cache(
+                dataset, data.photo_names, cache_dir=cache_dir, num_workers=config.num_workers
+            )
+        if resolved.by_batch or not train:
+            copy_to_device(dataset, distributed.device)
+        n_photos = config.batch_size if train else config.batch_size // distributed.world_size
+        loaders[split] = build_loader(
+            dataset,
+            batch_size=n_photos,
+            num_workers=config.num_workers,
+            train=train,
+            sampler=config.sampler,
+            seed=config.seed,
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+            pin_memory=distributed.device.type == "cuda",
+        )
+    return loaders
 
 
-def first_photo_rank_1(predictions: Predictions, people: np.ndarray) -> float | None:
+# ----------------------------------------------------------------------------- validation
+
+
+def first_photo_rank_1(embeddings: np.ndarray, people: np.ndarray) -> float | None:
     """Return the share of photos whose most similar gallery photo shows the same person.
 
-    The gallery is everybody's first photo by row, the others are queries; each counts the same
-    (`matching.gallery_ranks`). None where nobody has two photos.
+    The gallery is everybody's first photo, the others are queries; each person counts the same
+    (`measures.pairs.gallery_ranks`). None if nobody has two photos.
     """
     gallery = np.unique(people, return_index=True)[1]
-    embedding = predictions.embedding
-    ranks = gallery_ranks(cosine_similarity(embedding, embedding), people, gallery[None])
+    ranks = gallery_ranks(cosine_similarity(embeddings, embeddings), people, gallery[None])
     ranks = ranks[~np.isnan(ranks)]
     return float((ranks == 1).mean()) if len(ranks) else None
 
 
 def val_scores(
-    predictions: Predictions, people: np.ndarray, config: TrainConfig
+    predictions: Predictions, people: np.ndarray, config: TrainConfig, resolved: Resolved
 ) -> dict[str, float | None]:
-    """Return loss and `VAL_SCORES`, each scored once over the whole split.
+    """Return loss and scores (`val_names`), each computed once over the whole split.
 
-    A disjoint protocol has only strangers on val: identity has no loss and no balanced accuracy
-    (None), their embeddings are matched instead (`rank_1`, else None).
+    None: not applicable. Under a disjoint protocol val shows unseen people, who cannot be
+    classified; their embeddings are compared instead (`rank_1`).
 
     Args:
-        predictions: of the val rows.
-        people: (N,) who is on the photo.
-        config: of the run.
+        predictions: for val.
+        people: (N,) id of each photo's person.
+        config: the flags.
+        resolved: what they were resolved to.
     """
+    tasks = list(predictions.logits)
+    criterion = MultiTaskLoss(tasks, resolved.loss_weights, config.label_smoothing)
     logits = {task: torch.from_numpy(values) for task, values in predictions.logits.items()}
-    known = predictions.labels >= 0
-    labels = torch.from_numpy(np.where(known, predictions.labels, NO_LABEL))
-    asked = torch.from_numpy(known.any(axis=0))
-    losses = task_losses(logits, labels, config.label_smoothing)[asked]
+    labels = torch.from_numpy(np.stack(list(predictions.labels.values()), axis=1))
+    losses = criterion(torch.from_numpy(predictions.embeddings), logits, labels)
     if not losses.isfinite().all():
         raise UserError(
-            "the model's answers on val are not finite; go on from the last checkpoint with a lower"
-            " --lr in a new run, or with --amp off"
+            "the loss on val is not finite. Start a new run with a lower --lr, or with --amp off"
         )
-    scores = {
-        task: balanced_accuracy(
-            predictions.labels[known[:, i], i], predictions.logits[task][known[:, i]].argmax(axis=1)
-        )
-        for i, task in enumerate(TASKS)
-        if known[:, i].any()
-    }
-    disjoint = PROTOCOLS[config.protocol].disjoint
+    scores: dict[str, float | None] = {}
+    for task, truth in predictions.labels.items():
+        known = truth != UNKNOWN
+        predicted = predictions.logits[task].argmax(axis=1)
+        score = balanced_accuracy(truth[known], predicted[known]) if known.any() else None
+        scores[f"balanced_accuracy_{task}"] = score
+    unseen = PROTOCOLS[config.protocol].disjoint
+    computed = [score for score in scores.values() if score is not None]
     return {
-        "loss": float((losses * torch.tensor(config.loss_weights)[asked]).sum()),
-        **{f"balanced_accuracy_{task}": scores.get(task) for task in TASKS},
-        "mean_balanced_accuracy": sum(scores.values()) / len(scores),
-        "rank_1": first_photo_rank_1(predictions, people) if disjoint else None,
+        "loss": float((losses * criterion.weights).sum()),
+        **scores,
+        "mean_balanced_accuracy": sum(computed) / len(computed) if computed else None,
+        "rank_1": first_photo_rank_1(predictions.embeddings, people) if unseen else None,
     }
 
 
-def selection_score(scores: Mapping[str, float | None]) -> float:
-    """Return what the best epoch has most of.
+def val_names(tasks: Sequence[str]) -> list[str]:
+    """Return the keys of `val_scores`."""
+    scores = [f"balanced_accuracy_{task}" for task in tasks]
+    return ["loss", *scores, "mean_balanced_accuracy", "rank_1"]
 
-    The mean of the three balanced accuracies; in a disjoint protocol of those of gender and age,
-    and rank-1.
+
+def selection_score(
+    scores: Mapping[str, float | None], tasks: Sequence[str], resolved: Resolved
+) -> float:
+    """Return the score that selects the best epoch.
+
+    The mean of the balanced accuracies of the tasks whose loss has a weight; under a disjoint
+    protocol identity contributes rank-1 instead.
     """
-    parts = [scores[name] for name in VAL_SCORES if name != "mean_balanced_accuracy"]
-    counted = [part for part in parts if part is not None]
-    return sum(counted) / len(counted)
+    names = []
+    for task, weight in zip(tasks, resolved.loss_weights, strict=True):
+        names += [f"balanced_accuracy_{task}"] * (weight > 0)
+        names += ["rank_1"] * (weight > 0 and TASKS[task].column == "id")
+    found = [score for name in names if (score := scores[name]) is not None]
+    if not found:
+        raise UserError("val has no labels of the trained tasks, so that no epoch can be selected")
+    return sum(found) / len(found)
 
 
 def fit_temperatures(predictions: Predictions) -> dict[str, float]:
-    """Return the temperature of each task, fitted on val; a task without a known class has none."""
+    """Return the temperature of each task with known labels, fitted on val."""
     return {
-        task: fit_temperature(predictions.logits[task][known], predictions.labels[known, i])
-        for i, task in enumerate(TASKS)
-        if (known := predictions.labels[:, i] >= 0).any()
+        task: fit_temperature(predictions.logits[task][known], labels[known])
+        for task, labels in predictions.labels.items()
+        if (known := labels != UNKNOWN).any()
     }
 
 
-def describe_training(rows: pd.DataFrame, space: LabelSpace) -> dict[str, Any]:
-    """Return what test.py's controls and ages in years ask of the training rows.
-
-    Keys: `counts` (task -> photos of each class), `mean_ages` (in years, of each age group; None:
-    no photo), `people` (gender, age -> class of each person of the space; -1: no photo).
-    """
-    labels, sizes = space.encode(rows), space.sizes
-    means = class_means(rows["age"].to_numpy(), labels[:, list(TASKS).index("age")], sizes["age"])
-    people, first = np.unique(labels[:, 0], return_index=True)
-    of_person = np.full((sizes["identity"], len(TASKS)), -1)
-    of_person[people] = labels[first]
-    counts = {t: np.bincount(labels[:, i], minlength=sizes[t]) for i, t in enumerate(TASKS)}
-    return {
-        "counts": {task: values.tolist() for task, values in counts.items()},
-        "mean_ages": [None if math.isnan(mean) else mean for mean in means.tolist()],
-        "people": {t: of_person[:, i].tolist() for i, t in enumerate(TASKS) if t != "identity"},
-    }
+# ----------------------------------------------------------------------------- training
 
 
-def read_run_data(config: TrainConfig) -> Data:
-    """Return the checked rows of the run's aspect, protocol and fold."""
-    return read_data(
-        config.attributes_file,
-        config.protocol,
-        config.fold or 0,
-        permutation_seed=config.seed if config.permute_labels else None,
-    )
-
-
-def build_loaders(
-    config: TrainConfig, resolved: Resolved, data: Data, ranks: Ranks
-) -> dict[str, DataLoader[Any]]:
-    """Return the loaders of train (shuffled, augmented) and val (in CSV order), photos cached."""
-    augmentation = Augmentation(
-        config.image_size, flip=config.flip, jitter=config.jitter, by_batch=resolved.by_batch
-    )
-    loaders = {}
-    for split, rows in data.rows.items():
-        train = split == "train"
-        dataset = HandsDataset(
-            rows,
-            data.folder,
-            data.label_space,
-            side=resize_size(config.image_size) if train else config.image_size,
-            decode_size=resolved.decode_size,
-            augmentation=augmentation if train else None,
-        )
-        folder = config.cache_dir or data.folder.parent / "cache"
-        attach_cache(dataset, config.cache, folder=folder, num_workers=config.num_workers)
-        if resolved.by_batch or not train:
-            keep_on_device(dataset, ranks.device)
-        loaders[split] = build_loader(
-            dataset,
-            batch_size=config.batch_size if train else max(1, config.batch_size // ranks.count),
-            num_workers=config.num_workers,
-            shuffle=train,
-            seed=config.seed,
-            rank=ranks.rank,
-            n_ranks=ranks.count,
-            pin_memory=ranks.device.type == "cuda",
-        )
-    return loaders
-
-
-# ----------------------------------------------------------------------------- resuming
-
-
-def read_resolved(stored: Mapping[str, Any]) -> Resolved:
-    """Return what a run decided at its start."""
-    try:
-        return Resolved(**stored)
-    except TypeError as error:
-        raise UserError(
-            f"the run was begun by another version ({error}); go on with that one, or start anew"
-        ) from error
-
-
-# ----------------------------------------------------------------------------- the run
-
-
-@dataclass
-class Run:
-    """A run in progress: where it lies, what describes it, and what it learns."""
-
-    folder: Path
-    facts: dict[str, Any]  # config.json: config, resolved, label_space, fingerprints, ...
-    training: dict[str, Any]  # as `describe_training` returns it
-    model: IGAENet
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    lock: BaseFileLock | None  # held by the first rank while the run is
-    ema: ModelEmaV3 | None = None
-    epoch: int = 0  # the last one finished
-    best_epoch: int = 0
-    best_score: float = -1.0
-
-    def save(
-        self, record: Mapping[str, Any], temperature: Mapping[str, float] | None = None
-    ) -> None:
-        """Write the epoch's checkpoint, then let go of what it replaces.
-
-        Args:
-            record: its line of metrics.jsonl.
-            temperature: as `fit_temperatures` returns it; None: val was not evaluated.
-        """
-        state = {
-            **self.facts,
-            "training": self.training,
-            "temperature": dict(temperature or {}),
-            "epoch": self.epoch,
-            "best": {"epoch": self.best_epoch, "score": self.best_score},
-            "metrics": dict(record),
-            "model": self.evaluated.state_dict(),
-            "trained": self.model.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        save_checkpoint(self.folder / f"checkpoint-{self.epoch:06d}.pth", state)
-        tidy_checkpoints(self.folder, epoch=self.epoch, best_epoch=self.best_epoch)
-
-    @property
-    def evaluated(self) -> IGAENet:
-        """The model whose answers count: the moving average where there is one."""
-        return self.ema.module if self.ema else self.model
-
-    def average(self) -> None:
-        """Move the average of the weights, where there is one, after a step."""
-        if self.ema:
-            self.ema.update(self.model)
-
-    def restore(self, ranks: Ranks) -> None:
-        """Go back to the folder's last checkpoint, or to the start where there is none.
-
-        Raises:
-            UserError: that checkpoint is damaged, or of another run.
-        """
-        path = last_checkpoint(self.folder)
-        if path:
-            state = load_checkpoint(path, CHECKPOINT_KEYS, what_next=what_if_damaged(path))
-            if any(state[key] != self.facts[key] for key in ("label_space", "fingerprints")):
-                raise UserError(f"{path} is of another run than {self.folder}; take it away")
-            self.evaluated.load_state_dict(state["model"])
-            if self.ema:
-                self.model.load_state_dict(state["trained"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            self.epoch = state["epoch"]
-            self.best_epoch, self.best_score = state["best"]["epoch"], state["best"]["score"]
-            if self.best_checkpoint.exists() and ranks.is_first:
-                without_it = "move it away, and --resume goes on without it"
-                load_checkpoint(self.best_checkpoint, mapped=True, what_next=without_it)
-            logger.info("goes on after epoch %d, from %s", self.epoch, path)
-        if ranks.is_first:
-            tidy_run(self.folder, epoch=self.epoch, best_epoch=self.best_epoch)
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The file of the best epoch."""
-        return self.folder / f"checkpoint-{self.best_epoch:06d}-best.pth"
-
-
-def build_run_model(
-    config: TrainConfig, data: Data, drop_path: float, ranks: Ranks, *, fresh: bool
-) -> IGAENet:
-    """Return the model on its device; if not `fresh`, a checkpoint will give it its weights."""
-    seed_everything(config.seed, 0)
-    fetch = fresh and ranks.is_first  # the other ranks get the first one's weights
-    model = build_model(
-        config.backbone,
-        data.label_space.sizes,
-        pretrained=config.pretrained and fetch,
-        backbone_weights=config.backbone_weights if fetch else None,
-        allow_partial_weights=config.allow_partial_weights,
-        image_size=config.image_size,
-        drop_path=drop_path,
-        grad_checkpointing=config.grad_checkpointing,
-    )
-    if config.sync_bn and ranks.device.type != "cuda":
-        raise UserError(f"--sync_bn needs CUDA, not {ranks.device.type}; leave it out")
-    if config.sync_bn:
-        model = convert_sync_batchnorm(model)
-    if ranks.device.type == "cpu":
-        unfuse_attention(model)
-    model = model.to(ranks.device).to(memory_format=torch.channels_last)
-    ranks.copy_from_first(model)
-    return model
-
-
-def step_shape(config: TrainConfig, ranks: Ranks) -> Shape:
-    """Return what a rank computes at once."""
-    if config.batch_size % ranks.count:
-        raise UserError(
-            f"--batch_size {config.batch_size} cannot be divided among {ranks.count} processes"
-        )
-    return Shape(math.ceil(config.batch_size / ranks.count / config.accumulate), config.image_size)
-
-
-def resolve(
-    config: TrainConfig, data: Data, model: IGAENet, drop_path: float, ranks: Ranks
-) -> Resolved:
-    """Decide once what the configuration leaves open; a model that gains by it is compiled."""
-    n_steps = config.N_epochs * math.ceil(len(data.rows["train"]) / config.batch_size)
-    amp, compiled = resolve_compute(
-        *(config.amp, config.compile, model, ranks.device),
-        step_shape(config, ranks),
-        n_steps * config.accumulate,
-    )
-    on_cuda = ranks.device.type == "cuda"
-    return Resolved(
-        amp=amp,
-        compile=compiled,
-        by_batch=on_cuda if config.augment == "auto" else config.augment == "batch",
-        drop_path=drop_path,
-        warmup_epochs=warmup_epochs(config.N_epochs),
-        mean=model.mean,
-        std=model.std,
-        decode_size=DECODE_MARGIN * resize_size(config.image_size) if config.fast_decode else 0,
-    )
-
-
-def prepare_run(
-    config: TrainConfig, data: Data, ranks: Ranks, stored: Mapping[str, Any] | None
-) -> tuple[Run, Resolved]:
-    """Build the model and the run's folder, or take up those of the run that `stored` describes."""
-    facts: dict[str, Any] = {
-        "aspect": config.attributes_file.stem,
-        "label_space": data.label_space.to_json(),
-        "fingerprints": data.fingerprints,
-        "environment": {**describe_environment(ranks.device), "ranks": ranks.count},
-        "commit": git_commit(),
-    }
-    if stored and config.resume:
-        check_resumable(stored, facts, config.resume)
-    fresh = not (config.resume and last_checkpoint(config.resume))
-    drop_path = find_backbone(config.backbone).drop_path
-    drop_path = drop_path if config.drop_path is None else config.drop_path
-    model = build_run_model(config, data, drop_path, ranks, fresh=fresh)
-    if stored:
-        resolved = read_resolved(stored["resolved"])
-        check_amp(resolved.amp, ranks.device)
-    else:
-        resolved = ranks.share(lambda: resolve(config, data, model, drop_path, ranks))
-    if resolved.compile and (stored or not ranks.is_first):
-        compile_backbone(model, ranks.device, resolved.amp, step_shape(config, ranks))
-    kept = {**config_to_json(config), "run_dir": None, "resume": None}
-    facts |= {"config": kept, "resolved": config_to_json(resolved)}
-    folder = config.resume or ranks.share(lambda: make_run_dir(config.run_dir))
-    run = Run(
-        folder=folder,
-        facts=facts,
-        training=describe_training(data.rows["train"], data.label_space),
-        model=model,
-        optimizer=build_optimizer(model, config),
-        scaler=torch.amp.GradScaler(ranks.device.type, enabled=resolved.amp == "fp16"),
-        lock=lock_run(folder) if ranks.is_first else None,
-        ema=None if config.ema is None else ModelEmaV3(model, decay=config.ema),
-    )
-    setup_logging(run.folder / "train.log" if ranks.is_first else None, quiet=not ranks.is_first)
-    if stored:
-        announce_changes(stored, facts)
-    run.restore(ranks)
-    if stored and not run.epoch:
-        logger.warning(
-            "%s holds no checkpoint: it begins again at epoch 1, and metrics.jsonl is emptied",
-            run.folder,
-        )
-    if ranks.is_first and run.epoch < config.N_epochs:  # a finished run stays as it is described
-        write_json(run.folder / "config.json", facts)
-    return run, resolved
-
-
-def train(run: Run, config: TrainConfig, resolved: Resolved, data: Data, ranks: Ranks) -> None:
-    """Train until the last epoch is done, a checkpoint and a line of metrics.jsonl each."""
+def train(
+    run: TrainingRun, config: TrainConfig, resolved: Resolved, data: Data, distributed: Distributed
+) -> None:
+    """Train to the last epoch; each writes a checkpoint and a line of metrics.jsonl."""
     from torch.utils.tensorboard import SummaryWriter
 
-    loaders = build_loaders(config, resolved, data, ranks)
-    sampler: Any = loaders["train"].batch_sampler
-    model = ranks.together(run.model)
-    recipe = Recipe(
-        amp=resolved.amp,
-        loss_weights=config.loss_weights,
-        label_smoothing=config.label_smoothing,
-        parts=config.accumulate,
-        clip_grad=config.clip_grad,
-    )
-    dataset: Any = loaders["train"].dataset
-    normalisation = (ranks.device, resolved.mean, resolved.std)
+    loaders = build_loaders(config, resolved, data, distributed)
+    train_set: Any = loaders["train"].dataset
+    batch_sampler: Any = loaders["train"].batch_sampler
+    tasks, device = data.label_space.tasks, distributed.device
+    normalisation = (device, resolved.mean, resolved.std)
+    criterion = MultiTaskLoss(tasks, resolved.loss_weights, config.label_smoothing).to(device)
+    model = distributed.wrap(run.model)
     board = None
-    if ranks.is_first:
+    if distributed.is_main:
         board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.epoch + 1)
     for epoch in range(run.epoch + 1, config.N_epochs + 1):
         start = time.perf_counter()
-        seed_everything(config.seed, epoch, *([ranks.rank] if ranks.rank else []))
+        seed_everything(config.seed, epoch, *([distributed.rank] if distributed.rank else []))
         lr = learning_rate(
             epoch, base=config.lr, warmup=config.warmup, warmup_epochs=resolved.warmup_epochs
         )
         set_learning_rate(run.optimizer, lr)
-        sampler.set_epoch(epoch)
-        trained = train_one_epoch(
+        batch_sampler.set_epoch(epoch)
+        means = train_one_epoch(
             model,
             loaders["train"],
             run.optimizer,
-            recipe=recipe,
-            preprocessing=Preprocessing(*normalisation, dataset.augmentation),
+            criterion,
+            preprocessing=Preprocessing(*normalisation, train_set.augmentation),
             scaler=run.scaler,
-            ranks=ranks,
+            amp=resolved.amp,
             epoch=epoch,
-            after_step=run.average,
+            accumulate=config.accumulate,
+            clip_grad=config.clip_grad,
+            distributed=distributed,
+            after_step=run.update_ema,
         )
         scores: dict[str, float | None] = {}
-        temperature = None
+        temperature: dict[str, float] = {}
         if epoch % config.eval_every == 0 or epoch == config.N_epochs:
             predictions = predict_split(
-                run.evaluated,
+                run.evaluated_model,
                 loaders["val"],
                 preprocessing=Preprocessing(*normalisation),
                 amp=resolved.amp,
-                ranks=ranks,
+                distributed=distributed,
             )
-            scores = val_scores(predictions, data.rows["val"]["id"].to_numpy(), config)
+            scores = val_scores(predictions, data.samples["val"]["id"].to_numpy(), config, resolved)
             temperature = fit_temperatures(predictions)
-        run.epoch = epoch
-        if scores and selection_score(scores) > run.best_score:
-            run.best_epoch, run.best_score = epoch, selection_score(scores)
+        run.finish_epoch(epoch, selection_score(scores, tasks, resolved) if scores else None)
         if board is not None:
             record = {
                 "epoch": epoch,
                 "lr": lr,
                 "seconds": round(time.perf_counter() - start, 3),
-                **{f"train_{name}": value for name, value in trained.items()},
-                **{f"val_{name}": scores.get(name) for name in ("loss", *VAL_SCORES)},
+                **{f"train_{name}": value for name, value in means.items()},
+                **{f"val_{name}": scores.get(name) for name in val_names(tasks)},
             }
             log_epoch(record, config.N_epochs, board)
             append_line(run.folder / "metrics.jsonl", json.dumps(record, allow_nan=False))
             run.save(record, temperature)
-
-
-def named_scores(record: Mapping[str, Any]) -> list[str]:
-    """Return the scores of an evaluated epoch that there are, as text; `record` has its line."""
-    named = {task: f"val_balanced_accuracy_{task}" for task in TASKS} | {"rank-1": "val_rank_1"}
-    return [f"{n} {record[key]:.4f}" for n, key in named.items() if record.get(key) is not None]
 
 
 def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) -> None:
@@ -701,133 +483,276 @@ def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) ->
     parts = [f"epoch {record['epoch']}/{n_epochs}", f"{record['seconds']:.0f} s"]
     parts += [f"lr {record['lr']:.2e}", f"train loss {record['train_loss']:.4f}"]
     if record["val_loss"] is not None:
-        parts.append(f"val loss {record['val_loss']:.4f}")
-        parts += named_scores(record)
+        parts += [f"val loss {record['val_loss']:.4f}", describe_scores(record)]
     logger.info("%s", ", ".join(parts))
     for name, value in record.items():
         if value is not None and name != "epoch":
             board.add_scalar(name.replace("_", "/", 1), value, record["epoch"])
 
 
-def print_result(run: Run, config: TrainConfig, rows: Mapping[str, pd.DataFrame]) -> None:
-    """Print what came out, and the command that evaluates it."""
-    if not run.best_checkpoint.exists():  # resumed from a later checkpoint alone
-        print(f"the best epoch is still {run.best_epoch}, whose checkpoint is not in {run.folder}")
-        return
-    best = describe_checkpoint(run.best_checkpoint)["metrics"]
-    print(f"best epoch {run.best_epoch}: balanced accuracy on val {', '.join(named_scores(best))}")
-    known = say_who_is_known(rows["val"], rows["train"], "val")
-    reported = "test" if "test" in PROTOCOLS[config.protocol].splits else "val"
-    chose = "the same photos" if reported == "val" else "the val photos, not the test photos,"
-    print(f"protocol {config.protocol}: {known}; {chose} chose this epoch")
-    print(
-        f"evaluate it: python test.py --attributes_file {config.attributes_file}"
-        f" --checkpoint {run.best_checkpoint}"
-    )
+def describe_scores(record: Mapping[str, Any]) -> str:
+    """Return the validation scores of an epoch's record as text."""
+    prefix = "val_balanced_accuracy_"
+    scores = {name.removeprefix(prefix): record[name] for name in record if prefix in name}
+    balanced = [f"{task} {score:.4f}" for task, score in scores.items() if score is not None]
+    parts = [f"balanced accuracy {', '.join(balanced)}"] if balanced else []
+    if record["val_rank_1"] is not None:
+        parts.append(f"rank-1 {record['val_rank_1']:.4f}")
+    return "; ".join(parts)
 
 
-def is_finished(folder: Path, n_epochs: int) -> bool:
-    """Return whether a run has all its epochs; what a kill left undone at its end is done."""
-    path = last_checkpoint(folder)
-    if path is None:
-        return False
-    state = describe_checkpoint(path, what_next=what_if_damaged(path))
-    if state["epoch"] < n_epochs:
-        return False
-    with lock_run(folder):
-        tidy_run(folder, epoch=state["epoch"], best_epoch=state["best"]["epoch"])
-    return True
+# ----------------------------------------------------------------------------- the run
 
 
-def say_what_runs(run: Run, resolved: Resolved, config: TrainConfig, ranks: Ranks) -> None:
-    """Log how the run is computed, and what a checkpoint will take."""
-    size = checkpoint_bytes(run.model, config)
-    logger.info(
-        "run %s on %s, processes %d, amp %s, compile %s; a checkpoint takes about %.1f MB"
-        " (%d bytes)",
-        *(run.folder, ranks.device.type, ranks.count),
-        *(resolved.amp, "on" if resolved.compile else "off", size / 1e6, size),
-    )
-
-
-def run_training(config: TrainConfig, stored: Mapping[str, Any] | None) -> int:
-    """Train as the flags say; return the script's exit code.
+def read_run_data(config: TrainConfig, stored: Mapping[str, Any] | None = None) -> Data:
+    """Return the checked samples of the run's aspect, protocol and fold.
 
     Args:
         config: the flags.
-        stored: of a run that goes on, what describes it (`run_folder.read_run`).
+        stored: of a resumed run, what describes it.
     """
-    ranks = join_ranks(resolve_device(config.device))
-    setup_logging(quiet=not ranks.is_first)
-    set_determinism(ranks.device, config.deterministic)
-    keep_freed_memory(ranks.device)
-    if config.resume and is_finished(config.resume, config.N_epochs):
-        print(f"{config.resume} is finished: {config.N_epochs} epochs; a larger --N_epochs goes on")
-        return 0
-    if ranks.is_first and config.run_dir:
-        check_unused(config.run_dir)
-    step_shape(config, ranks)  # refuses a batch that the processes cannot share
-    check_backbone(config.backbone, config.image_size)
-    data = read_run_data(config)
-    try:
-        run, resolved = prepare_run(config, data, ranks, stored)
-        say_what_runs(run, resolved, config, ranks)
-        try:
-            train(run, config, resolved, data, ranks)
-        except KeyboardInterrupt:
-            logger.info("interrupted; go on with: python train.py --resume %s", run.folder)
-            return 130
-    except RuntimeError as error:
-        if ranks.count == 1 or not has_lost_a_rank(error):
-            raise
-        message = "another process of this run has ended; its own message says why"
-        raise UserError(message) from error
-    if ranks.is_first:
-        print_result(run, config, data.rows)
-    ranks.leave()
-    if ranks.is_first:
-        print(f"the curves: {write_training_report(run.folder)}")
-    return 0
+    return read_data(
+        config.attributes_file,
+        config.protocol,
+        config.fold or 0,
+        tasks=tuple(stored["label_space"]) if stored else config.tasks,
+        permutation_seed=config.seed if config.permute_labels else None,
+    )
 
 
-def may_be_restarted() -> bool:
-    """Return whether torchrun starts this process again after a failure (`--max-restarts`).
+def build_run_model(
+    config: TrainConfig, label_space: LabelSpace, distributed: Distributed, *, fresh: bool
+) -> IGAENet:
+    """Return the model on its device; unless `fresh`, a checkpoint will provide its weights."""
+    seed_everything(config.seed, 0)
+    load = fresh and distributed.is_main  # the other ranks get rank 0's weights
+    device = distributed.device
+    model = IGAENet(
+        config.backbone,
+        label_space.sizes,
+        pretrained=config.pretrained and load,
+        backbone_weights=config.backbone_weights if load else None,
+        allow_partial_weights=config.allow_partial_weights,
+        image_size=config.image_size,
+        drop_path=config.drop_path,
+        grad_checkpointing=config.grad_checkpointing,
+    )
+    if config.sync_bn:
+        model = convert_sync_batchnorm(model)
+    if device.type == "cpu":
+        unfuse_attention(model)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    distributed.broadcast_weights(model)
+    return model
 
-    Its count of restarts does not tell: of several machines only the one that failed counts.
+
+def resolve(
+    config: TrainConfig, tasks: Sequence[str], model: IGAENet, *, amp: str, on_cuda: bool
+) -> Resolved:
+    """Decide once what the flags leave open; `amp` as `resolve_amp` returned it."""
+    named = config.tasks or tasks  # in the user's order
+    weights = config.loss_weights or tuple(TASKS[task].weight for task in named)
+    if len(weights) != len(named):
+        raise UserError(
+            f"--loss_weights has {len(weights)} values, but the tasks are {', '.join(named)}. Give"
+            " one for each"
+        )
+    weight_of = dict(zip(named, weights, strict=True))
+    default = find_backbone(config.backbone).drop_path
+    return Resolved(
+        amp=amp,
+        by_batch=on_cuda if config.augment == "auto" else config.augment == "batch",
+        drop_path=default if config.drop_path is None else config.drop_path,
+        warmup_epochs=warmup_epochs(config.N_epochs),
+        loss_weights=tuple(weight_of[task] for task in tasks),
+        mean=model.mean,
+        std=model.std,
+        decode_size=DECODE_MARGIN * resize_size(config.image_size) if config.fast_decode else 0,
+    )
+
+
+def prepare_run(
+    config: TrainConfig,
+    data: Data,
+    distributed: Distributed,
+    stored: Mapping[str, Any] | None,
+    *,
+    amp: str,
+) -> tuple[TrainingRun, Resolved]:
+    """Build everything that is trained, and the run's folder unless a run is resumed.
+
+    Args:
+        config: the flags.
+        data: to train on.
+        distributed: this process.
+        stored: of a resumed run, what describes it.
+        amp: as `resolve_amp` returned it.
     """
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    device, label_space = distributed.device, data.label_space
+    fresh = not (config.resume and last_checkpoint(config.resume))
+    model = build_run_model(config, label_space, distributed, fresh=fresh)
+    if stored:
+        values: dict[str, Any] = stored["resolved"]
+        resolved = Resolved(**{**values, "loss_weights": tuple(values["loss_weights"])})
+    else:
+        on_cuda = device.type == "cuda"
+        resolved = resolve(config, label_space.tasks, model, amp=amp, on_cuda=on_cuda)
+    if config.compile:
+        n_photos = math.ceil(config.batch_size / distributed.world_size / config.accumulate)
+        compile_backbone(
+            model, device, resolved.amp, batch_size=n_photos, image_size=config.image_size
+        )
+    facts = {
+        "config": {**config_to_json(config), "run_dir": None, "resume": None},
+        "resolved": config_to_json(resolved),
+        "label_space": label_space.to_json(),
+        "aspect": config.attributes_file.stem,
+        "fingerprints": data.fingerprints,
+        "environment": {**describe_environment(device), "world_size": distributed.world_size},
+        "commit": git_commit(),
+        "training": describe_training(data.samples["train"], label_space),
+    }
+    run = TrainingRun(
+        config.resume or distributed.broadcast_object(lambda: create_run_dir(config.run_dir)),
+        facts,
+        model,
+        optimizer=build_optimizer(model, config),
+        scaler=torch.amp.GradScaler(device.type, enabled=resolved.amp == "fp16"),
+        ema=None if config.ema is None else ModelEmaV3(model, decay=config.ema),
+    )
+    return run, resolved
 
 
-def is_begun(run_dir: Path) -> bool:
-    """Return whether a run has been started in the folder."""
-    return (run_dir / "config.json").is_file()
+def start_run(
+    run: TrainingRun,
+    config: TrainConfig,
+    distributed: Distributed,
+    stored: Mapping[str, Any] | None,
+) -> None:
+    """Open the log, continue from the last checkpoint if there is one, write config.json."""
+    log_file = run.folder / "train.log" if distributed.is_main else None
+    setup_logging(log_file, quiet=not distributed.is_main)
+    if stored:
+        warn_of_changes(stored, run.facts)
+    run.restore(is_main=distributed.is_main)
+    if stored and not run.epoch:
+        logger.warning("no checkpoint in %s: restarting at epoch 1", run.folder)
+    if distributed.is_main:
+        write_json(run.folder / "config.json", run.facts)
+    logger.info(
+        "run %s on %s, world size %d, amp %s, %d parameters",
+        *(run.folder, distributed.device.type, distributed.world_size),
+        run.facts["resolved"]["amp"],
+        sum(parameter.numel() for parameter in run.model.parameters()),
+    )
 
 
-def read_flags(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] | None]:
-    """Return the configuration, and of a run that goes on what describes it.
+def print_result(run: TrainingRun, config: TrainConfig, data: Data) -> None:
+    """Print the best epoch, and the commands that evaluate it and draw the curves."""
+    best = best_checkpoint(run.folder)
+    if best is None:  # resumed from a later checkpoint alone
+        print(f"the best epoch is still {run.best_epoch}; its checkpoint is not in {run.folder}")
+        return
+    scores = describe_scores(describe_checkpoint(best)["metrics"])
+    print(f"best epoch {run.best_epoch} on val: {scores}")
+    overlap = describe_overlap(data.samples["val"], data.samples["train"], "val")
+    selected = "epoch selected on val, which is also the split that is reported"
+    if "test" in PROTOCOLS[config.protocol].splits:
+        selected = "epoch selected on val, not on test"
+    print(f"protocol {config.protocol}: {overlap}; {selected}")
+    evaluate = ["python", "test.py", "--attributes_file", str(config.attributes_file)]
+    print(f"evaluate it: {shlex.join([*evaluate, '--checkpoint', str(best)])}")
+    draw = ["python", "report.py", "--run_dir", str(run.folder)]
+    print(f"draw the curves: {shlex.join(draw)}")
 
-    A process that torchrun starts again goes on in the folder that its first start was given.
+
+# ----------------------------------------------------------------------------- the script
+
+
+def parse_args(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] | None]:
+    """Return the flags, and of a run that is resumed what describes it.
+
+    Under torchrun, which may start the same command again after a failure, --run_dir of a run that
+    was started resumes it.
     """
     parser = build_parser(TrainConfig, __doc__)
     given = vars(parser.parse_args(argv))
-    run_dir = given.get("run_dir")
-    if may_be_restarted() and "resume" not in given and run_dir and is_begun(run_dir):
-        given["resume"] = given.pop("run_dir")
-    if "resume" not in given:
+    run_dir, resume = given.get("run_dir"), given.get("resume")
+    if launched_by_torchrun() and run_dir and not resume and (run_dir / "config.json").is_file():
+        given["resume"] = resume = given.pop("run_dir")
+    if resume is None:
         return build_config(parser, TrainConfig, given), None
-    stored = read_run(given["resume"])
-    if given["resume"].is_file():
-        given["resume"] = given["resume"].parent
-    return build_config(
-        parser, TrainConfig, config_of_run(given, stored["config"], TrainConfig)
-    ), stored
+    stored = read_run(resume)
+    if resume.is_file():
+        given["resume"] = resume.parent
+    paths = {field.name for field in fields(TrainConfig) if "Path" in str(field.type)}
+    values = {
+        name: Path(value) if value is not None and name in paths else value
+        for name, value in stored["config"].items()
+    }
+    config = build_config(parser, TrainConfig, {**values, **given})
+    settings = config_to_json(config)
+    check_resumable(resume, stored, settings={name: settings[name] for name in given})
+    return config, stored
+
+
+def is_finished(config: TrainConfig, distributed: Distributed) -> bool:
+    """Return whether the run to resume has all its epochs already; if so, repair its folder."""
+    path = last_checkpoint(config.resume) if config.resume else None
+    if path is None:
+        return False
+    state = describe_checkpoint(path, advice=advise_on_damage(path))
+    if state["epoch"] < config.N_epochs:
+        return False
+    if distributed.is_main:
+        with lock_run(path.parent):
+            repair_run(path.parent, epoch=state["epoch"], best_epoch=state["best"]["epoch"])
+        print(f"{path.parent} is finished: {config.N_epochs} epochs. Give a larger --N_epochs")
+    return True
+
+
+def check_flags(config: TrainConfig, distributed: Distributed) -> None:
+    """Refuse, before any data is read, what cannot work on this machine."""
+    if distributed.is_main and config.run_dir:
+        check_unused(config.run_dir)
+    if config.batch_size % distributed.world_size:
+        raise UserError(
+            f"--batch_size {config.batch_size} cannot be divided by {distributed.world_size} ranks"
+        )
+    if config.sync_bn and distributed.device.type != "cuda":
+        raise UserError(f"--sync_bn needs CUDA, not {distributed.device.type}. Leave it out")
+    check_backbone(config.backbone, config.image_size)
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    config, stored = read_flags(argv)
-    return run_training(config, stored)
+    config, stored = parse_args(argv)
+    distributed = init_distributed(resolve_device(config.device))
+    setup_logging(quiet=not distributed.is_main)
+    set_determinism(distributed.device, config.deterministic)
+    keep_freed_memory(distributed.device)
+    if is_finished(config, distributed):
+        return 0
+    check_flags(config, distributed)
+    amp = resolve_amp(stored["resolved"]["amp"] if stored else config.amp, distributed.device)
+    data = read_run_data(config, stored)
+    if config.resume and stored:
+        space = data.label_space.to_json()
+        check_resumable(config.resume, stored, fingerprints=data.fingerprints, label_space=space)
+    with explain_lost_rank(distributed):
+        run, resolved = prepare_run(config, data, distributed, stored, amp=amp)
+        with lock_run(run.folder) if distributed.is_main else nullcontext():
+            start_run(run, config, distributed, stored)
+            try:
+                train(run, config, resolved, data, distributed)
+            except KeyboardInterrupt:
+                logger.info("interrupted. Continue with: python train.py --resume %s", run.folder)
+                return 130
+    if distributed.is_main:
+        print_result(run, config, data)
+    distributed.close()
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""From files to checked samples: CSV tables, splits, decoded photos."""
+"""CSV files, splits and the cache of decoded photos: between the data set on disk and training."""

@@ -1,122 +1,125 @@
-"""TODO."""
+"""Splits on disk: protocols, paths, leakage between splits, and the checked data of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from data.tables import RUN_SPLIT, WRITE_CSV, advise, read_rows, warn_of_odd_ages
-from dataset_11k import LabelSpace
+from data.tables import read_samples, split_command, warn_of_unusual_ages
+from dataset_11k import TASKS, LabelSpace, split_columns
 from utils import UserError, logger
-
-if TYPE_CHECKING:
-    pass
 
 
 class SplitProtocol(NamedTuple):
-    """Who goes where, and why."""
+    """A way to divide photos into training, validation and test photos."""
 
-    splits: tuple[str, ...]  # of a fold: the first trains, the last is reported on
-    folds: int  # where --folds does not say otherwise
-    disjoint: bool  # whether val and test show strangers only, to be matched by a gallery
-    reason: str  # in two lines
+    splits: tuple[str, ...]  # the first is trained on, the last is reported on
+    folds: int  # default number of folds
+    disjoint: bool  # whether train, val and test show different people
+    reason: str  # what it is for, in two lines
 
 
-# dataset_11k_split.py draws them; `SplitFiles.split` says where their files lie.
+# Drawn by dataset_11k_split.py; `SplitFiles.split` returns their files.
 PROTOCOLS = {
     "paper": SplitProtocol(
         ("train", "val"),
         folds=1,
         disjoint=False,
-        reason="Half of the photos train, the others choose the epoch and are reported on, as\n"
-        "published: to compare with published numbers. Neighbouring frames are on both sides.",
+        reason="The published split, to compare with published scores: half of the photos train,\n"
+        "the others select the epoch and are reported on. Neighbouring frames are in both halves.",
     ),
     "stratified": SplitProtocol(
         ("train", "val", "test"),
         folds=1,
         disjoint=False,
-        reason="50, 20 and 30 % of everybody's photos (under 5: all train): what is reported on\n"
-        "did not choose the epoch. Neighbouring frames are still on both sides.",
+        reason="50, 20 and 30 % of each person's photos (below 5 photos: all in train). The test\n"
+        "photos did not select the epoch. Neighbouring frames are still in different splits.",
     ),
     "burst": SplitProtocol(
         ("train", "val", "test"),
         folds=1,
         disjoint=False,
-        reason="The same shares, in blocks of neighbouring frames with gaps between them: to know\n"
-        "a person again without a near-duplicate in train, though in the same session.",
+        reason="The same shares as blocks of consecutive frames with gaps between them: how well\n"
+        "people are recognised without near-duplicates in train, though from one session.",
     ),
     "subject-disjoint": SplitProtocol(
         ("train", "val", "test"),
         folds=5,
         disjoint=True,
-        reason="Nobody is on two sides, everybody is in the test split of one fold: what gender\n"
-        "and age scores are worth on strangers, and how well strangers can be matched.",
+        reason="Cross-validation over people: nobody is in two splits, everybody is in one test\n"
+        "split. Gender and age of unseen people, and how well unseen people are matched.",
     ),
 }
 
-LEAK_FRAMES = (1, 2, 5)  # numbers apart: neighbours in number are near-duplicates
+LEAK_FRAMES = (1, 2, 5)  # distances in frame numbers; neighbouring frames are near-duplicates
 
 
-def say_who_is_known(rows: pd.DataFrame, trained: pd.DataFrame, split: str) -> str:
-    """Return how many people of a split's rows were trained on, and what its scores say then."""
-    people = set(rows["id"])
-    known = people & set(trained["id"])
+# ----------------------------------------------------------------------------- samples
+
+
+def describe_overlap(samples: pd.DataFrame, train: pd.DataFrame, split: str) -> str:
+    """Return how many people of a split are in train, and what its scores mean then."""
+    people = set(samples["id"])
+    known = people & set(train["id"])
     if not known:
-        meaning = "identity cannot be right; gender and age are read from strangers' hands"
+        meaning = "identity cannot be classified, gender and age are scored on unseen people"
     elif known == people:
-        meaning = "the scores are of known hands, and say nothing of strangers'"
+        meaning = "the scores hold for people in train and say nothing about unseen people"
     else:
-        meaning = "the others' identity cannot be right; the scores mix known and strangers' hands"
+        meaning = "the scores mix people in train and unseen people, whose identity is never right"
     return f"{len(known)} of {len(people)} {split} people are in train: {meaning}"
 
 
 def frame_numbers(names: pd.Series) -> pd.Series:
-    """Return each photo's place in the videos, float: the last number in its name, or NaN.
+    """Return each photo's frame number, float: the last number in its file name, or NaN.
 
-    Hand_0000123.jpg is frame 123. Of more than 15 digits, what a float can tell, the last count.
+    Hand_0000123.jpg is frame 123. Only the last 15 digits count, which a float represents exactly.
     """
-    stems = names.str.replace(r"\.[^.]*$", "", regex=True)
+    stems = names.str.rsplit("/", n=1).str[-1].str.replace(r"\.[^.]*$", "", regex=True)
     return stems.str.extract(r"([0-9]{1,15})[^0-9]*$", expand=False).astype(float)
 
 
-def permute_labels(rows: pd.DataFrame, everyone: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return `rows` with gender and age permuted between people: everybody has somebody's.
+def permute_labels(samples: pd.DataFrame, everyone: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return `samples` with the labels other than id permuted between people.
 
-    No hand tells these labels, so whatever is learnt of them is who has which.
+    Such labels have nothing to do with the hands: whoever predicts them recognises the person.
 
     Args:
-        rows: of some of the people.
-        everyone: rows of all the people that the permutation is drawn over.
+        samples: photos of some of the people.
+        everyone: photos of all people; the permutation is drawn over these.
         seed: of the draw.
     """
-    labels = everyone.groupby("id")[["gender", "age"]].first()  # sorted by id
+    columns = [column for column in split_columns()[1:] if column != "id"]
+    # Unknown labels are empty or NaN, so that the maximum is the known one.
+    labels = everyone.groupby("id")[columns].max()  # sorted by id
     order = np.random.default_rng(seed).permutation(len(labels))
-    given = labels.iloc[order].set_axis(labels.index).loc[rows["id"]]
-    return rows.assign(gender=given["gender"].to_numpy(), age=given["age"].to_numpy())
+    permuted = labels.iloc[order].set_axis(labels.index).loc[samples["id"]]
+    return samples.assign(**{column: permuted[column].to_numpy() for column in columns})
 
 
-def leaks(rows: pd.DataFrame, train: pd.DataFrame) -> dict[str, float]:
-    """Return which share of a side's photos training gives away; NaN where there are none.
+def leakage(samples: pd.DataFrame, train: pd.DataFrame) -> dict[str, float]:
+    """Return the fractions of a split's photos that are close to photos in train.
 
-    Both have the columns id and number (`frame_numbers`).
-
-    person_in_train: the person has photos in train; within_<n>: one of these is at most n numbers
-    away, of those photos that have a number.
+    person_in_train: the person has photos in train. within_<n>: one of these is at most n frame
+    numbers away, among the photos with a number. NaN without such photos.
     """
     numbered, trained = (
-        part.dropna(subset="number").astype({"number": "int64"}).sort_values("number")
-        for part in (rows, train)
+        part.assign(number=frame_numbers(part["name"]))
+        .dropna(subset="number")
+        .astype({"number": "int64"})
+        .sort_values("number")
+        for part in (samples, train)
     )
     nearest = pd.merge_asof(
-        numbered,
+        numbered[["id", "number"]],
         trained[["id", "number"]].assign(nearest=trained["number"]),
         on="number",
         by="id",
@@ -124,19 +127,29 @@ def leaks(rows: pd.DataFrame, train: pd.DataFrame) -> dict[str, float]:
     )
     distance = (nearest["number"] - nearest["nearest"]).abs()  # NaN: the person is not in train
     return {
-        "person_in_train": rows["id"].isin(train["id"]).mean(),
+        "person_in_train": samples["id"].isin(train["id"]).mean(),
         **{f"within_{n}": (distance <= n).mean() for n in LEAK_FRAMES},
     }
 
 
-def fingerprint(rows: pd.DataFrame) -> str:
-    """Return a hash of the photo names and labels of `read_rows`, in their order."""
-    text = rows[["name", "id", "gender", "age"]].to_csv(index=False, lineterminator="\n")
+def with_whole_years(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return `samples` with ages as integers, as a CSV shall hold them, even if some are NaN."""
+    years = [t.column for t in TASKS.values() if t.in_years and t.column in samples]
+    return samples.astype(dict.fromkeys(years, "Int64"))
+
+
+def fingerprint(samples: pd.DataFrame) -> str:
+    """Return a hash of photo names, labels and their order."""
+    columns = ["name", *split_columns()[1:]]
+    text = with_whole_years(samples[columns]).to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+# ----------------------------------------------------------------------------- files
+
+
 class SplitFiles(NamedTuple):
-    """Where an aspect's files lie; everything is derived from the attributes file."""
+    """Paths of an aspect's files; all follow from the attributes file."""
 
     root: Path
     aspect: str
@@ -145,181 +158,223 @@ class SplitFiles(NamedTuple):
 
     @property
     def photos(self) -> Path:
-        """The folder that photos are opened in."""
+        """The folder of the photos."""
         return self.root / "Hands"
 
     @property
     def attributes(self) -> Path:
-        """The CSV of all rows of the aspect."""
+        """The CSV of all photos of the aspect."""
         return self.root / "sub_dataset" / f"{self.aspect}.csv"
 
     @property
     def drawn(self) -> Path:
-        """The folder of what the protocol drew, for every aspect."""
+        """The folder of the protocol's splits of all aspects."""
         folder = self.root / "trainval"
         return folder if self.protocol == "paper" else folder / self.protocol
 
     @property
     def leakage(self) -> Path:
-        """The CSV that says what the protocol's splits have in common, for every aspect."""
+        """The CSV of leakage and group sizes of all splits of the protocol."""
         return self.drawn / "leakage.csv"
 
     @property
     def gallery(self) -> Path:
-        """The CSV of the gallery draws of the fold's test split (disjoint protocols)."""
+        """The CSV of gallery draws from the fold's test split (disjoint protocols)."""
         return self.split("gallery")
 
     @property
     def folds(self) -> list[int]:
-        """The folds that were drawn of the aspect."""
+        """The folds of the aspect that exist."""
         paths = (self.drawn / self.aspect).glob("fold_*")
         names = [path.name.removeprefix("fold_") for path in paths]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def split(self, name: str) -> Path:
         """Return the CSV of the split `name` (of `PROTOCOLS`)."""
-        folder = self.drawn / self.aspect
-        return (
-            folder if self.protocol == "paper" else folder / f"fold_{self.fold}"
-        ) / f"{name}.csv"
+        fold = "" if self.protocol == "paper" else f"fold_{self.fold}"
+        return self.drawn / self.aspect / fold / f"{name}.csv"
 
 
 def locate(attributes_file: Path, protocol: str, fold: int = 0) -> SplitFiles:
-    """Return the places that belong to `<root>/sub_dataset/<aspect>.csv`.
+    """Return the paths that belong to `<root>/sub_dataset/<aspect>.csv`.
 
     Raises:
-        UserError: the file is not there, or not in a folder called sub_dataset.
+        UserError: the file does not exist, or is not in a folder called sub_dataset.
     """
+    if attributes_file.is_dir():
+        raise UserError(f"not a file: {attributes_file}. Give <root>/sub_dataset/<aspect>.csv")
     if not attributes_file.is_file():
-        what_next = advise(attributes_file, RUN_SPLIT, by_hand=WRITE_CSV)
-        if attributes_file.is_dir():
-            raise UserError(f"{attributes_file} is a folder; give <root>/sub_dataset/<aspect>.csv")
-        raise UserError(f"{attributes_file} not found; {what_next}")
+        raise UserError(f"not found: {attributes_file}. Run: {split_command(attributes_file)}")
     folder = attributes_file.absolute().parent
     if folder.name != "sub_dataset" or attributes_file.suffix != ".csv":
         raise UserError(
-            f"{attributes_file}: expected <root>/sub_dataset/<aspect>.csv; <root> holds Hands/ and"
-            " trainval/ as well"
+            f"not a file <root>/sub_dataset/<aspect>.csv: {attributes_file}. Move it into a folder"
+            " sub_dataset/ beside Hands/"
         )
     root = attributes_file.parent.parent if attributes_file.parent.name else folder.parent
     return SplitFiles(root, attributes_file.stem, protocol, fold)
 
 
-def missing_photos(rows: pd.DataFrame, folder: Path) -> list[str]:
-    """Return the names in `rows` that are no file in `folder`, in the rows' order.
+def missing_photos(samples: pd.DataFrame, folder: Path) -> list[str]:
+    """Return the names in `samples` that are not a file (or a link to one) in `folder`."""
+    existing = set()
+    for subfolder in sorted({name.rpartition("/")[0] for name in samples["name"]}):
+        if not (folder / subfolder).is_dir():
+            continue
+        with os.scandir(folder / subfolder) as entries:  # much faster than a stat of each photo
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False) or Path(entry).is_file():
+                    existing.add(f"{subfolder}/{entry.name}" if subfolder else entry.name)
+    return [name for name in samples["name"] if name not in existing]
 
-    A link to nowhere is no file.
-    """
-    there = set()
-    if folder.is_dir():
-        with os.scandir(folder) as entries:  # looks at no file but the links; those may be loops
-            real = ((e, e.is_file(follow_symlinks=False)) for e in entries)
-            there = {entry.name for entry, is_file in real if is_file or Path(entry).is_file()}
-    return [name for name in rows["name"] if name not in there]
 
-
-def check_photos(rows: pd.DataFrame, folder: Path, source: Path) -> None:
-    """Refuse rows whose photo is not in `folder`: the first five are named, all counted."""
-    missing = missing_photos(rows, folder)
+def check_photos(samples: pd.DataFrame, folder: Path, source: Path) -> None:
+    """Refuse samples without a photo in `folder`; `source` is the CSV that lists them."""
+    missing = missing_photos(samples, folder)
     if missing:
-        leave_out = advise(
-            folder,
-            "leave them out with dataset_11k_split.py --skip_missing",
-            by_hand="delete their rows",
-        )
+        others = ", ..." if len(missing) > 5 else ""
         raise UserError(
-            f"{len(missing)} of {len(rows)} photos that {source} lists are not in {folder}:"
-            f" {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; put them there, or"
-            f" {leave_out}"
+            f"{len(missing)} of {len(samples):,} photos of {source} are missing from {folder}:"
+            f" {', '.join(missing[:5])}{others}. Restore them or rerun"
+            " dataset_11k_split.py with --skip_missing"
         )
+
+
+# ----------------------------------------------------------------------------- data of a run
 
 
 @dataclass(frozen=True)
 class Data:
-    """The rows of an aspect and the names of their classes."""
+    """The checked samples of an aspect, protocol and fold, and their label space."""
 
-    folder: Path
-    rows: dict[str, pd.DataFrame]  # train and val
+    folder: Path  # of the photos
+    samples: dict[str, pd.DataFrame]  # of train and val
     label_space: LabelSpace
-    fingerprints: dict[str, str]  # of every split, as test.py asks whether it is the same
-
-
-# ----------------------------------------------------------------------------- data
+    fingerprints: dict[str, str]  # of every split, test included
+    photo_names: list[str]  # of the whole aspect, all folds and splits
 
 
 def check_fold(files: SplitFiles) -> None:
-    """Refuse a protocol that was not drawn for the aspect, or a fold that it does not have."""
+    """Refuse a protocol or fold that was not drawn for the aspect."""
     if files.protocol == "paper" or files.split("train").parent.is_dir():
         return
     aspect = files.drawn / files.aspect
     if not files.folds:
         raise UserError(
-            f"{aspect} has no folds; run dataset_11k_split.py --protocol {files.protocol} first"
+            f"no split of protocol {files.protocol}: {aspect}. Run:"
+            f" {split_command(files.split('train'))}"
         )
     raise UserError(
-        f"--fold {files.fold}: {aspect} has the folds {', '.join(map(str, files.folds))}"
+        f"no such fold: {files.fold}. {aspect} has the folds {', '.join(map(str, files.folds))}"
     )
 
 
-def check_sides(rows: Mapping[str, pd.DataFrame], files: SplitFiles) -> None:
-    """Refuse a photo, and in a disjoint protocol a person, on two sides; elsewhere strangers."""
-    again = "run dataset_11k_split.py again"
+def check_splits(
+    samples: Mapping[str, pd.DataFrame], everyone: pd.DataFrame, files: SplitFiles
+) -> None:
+    """Refuse splits that break the rules of their protocol.
+
+    No split but test may be empty, no photo in two splits, nobody outside the attributes file. In
+    a disjoint protocol no person is in two splits, in stratified and burst everybody is in train.
+    """
     disjoint = PROTOCOLS[files.protocol].disjoint
-    for one, other in itertools.combinations(rows, 2):
+    again = f"Run again: {split_command(files.split('train'))}"
+    sources = {files.attributes: everyone}  # of the people who may occur
+    if not disjoint and files.protocol != "paper":
+        sources[files.split("train")] = samples["train"]
+    for split, part in samples.items():
+        if part.empty and split != "test":
+            raise UserError(
+                f"no photo of {files.aspect}: {files.split(split)}. Train on another aspect"
+            )
+        for source, people in sources.items():
+            outside = part[~part["id"].isin(people["id"])]
+            if len(outside):
+                raise UserError(
+                    f"{outside['id'].iloc[0]} (photo {outside['name'].iloc[0]}) is in"
+                    f" {files.split(split)} but not in {source}. {again}"
+                )
+    for one, other in itertools.combinations(samples, 2):
         for column in ("name", "id") if disjoint else ("name",):
-            both = rows[other][rows[other][column].isin(rows[one][column])]
+            both = samples[other][column][samples[other][column].isin(samples[one][column])]
             if len(both):
                 raise UserError(
-                    f"{both[column].iloc[0]} is in {one}.csv and in {other}.csv of {files.aspect}; "
-                    + advise(files.photos, again, by_hand="delete one of the rows")
+                    f"{both.iloc[0]} is in two splits: {files.split(one)} and"
+                    f" {files.split(other)}. {again}"
                 )
-    for split, part in rows.items():
-        strangers = part[~part["id"].isin(rows["train"]["id"])]
-        if len(strangers) and not disjoint and files.protocol != "paper":
-            raise UserError(
-                f"{files.split(split)}: {strangers['name'].iloc[0]} shows"
-                f" {strangers['id'].iloc[0]}, who has no train photo; only subject-disjoint tests"
-                f" strangers; {again}"
-            )
+
+
+def choose_tasks(train: pd.DataFrame, tasks: Sequence[str], source: Path) -> list[str]:
+    """Return the tasks to train: `tasks`, or if empty all that have labels in train.
+
+    Raises:
+        UserError: one of `tasks` has no labels.
+    """
+    unlabelled = [name for name, task in TASKS.items() if not is_known(train[task.column]).any()]
+    for task in tasks or unlabelled:
+        if task in unlabelled and not tasks:
+            logger.info("%s has no labels of %s: the task is left out", source, task)
+        elif task in unlabelled:
+            labelled = [task for task in TASKS if task not in unlabelled]
+            raise UserError(f"no labels of --tasks {task}: {source} has {', '.join(labelled)}")
+    return [task for task in TASKS if task in (tasks or TASKS) and task not in unlabelled]
+
+
+def is_known(cells: pd.Series) -> pd.Series:
+    """Return which cells of a task column hold a label."""
+    return cells.notna() & (cells != "")
 
 
 def read_data(
-    attributes_file: Path, protocol: str, fold: int = 0, *, permutation_seed: int | None = None
+    attributes_file: Path,
+    protocol: str,
+    fold: int = 0,
+    *,
+    tasks: Sequence[str] = (),
+    permutation_seed: int | None = None,
 ) -> Data:
-    """Return the checked rows of the aspect: photos there, no photo or person out of place.
+    """Return the checked data of a run. Photos of the test split need not exist.
 
-    Of test only the list is read, to see that nothing of it is on another side.
+    Args:
+        attributes_file: <root>/sub_dataset/<aspect>.csv.
+        protocol: of `PROTOCOLS`.
+        fold: from 0.
+        tasks: of `TASKS`; empty: all that have labels in train.
+        permutation_seed: of `permute_labels`; None: true labels.
     """
     files = locate(attributes_file, protocol, fold)
     check_fold(files)
-    rows = {s: read_rows(files.split(s)) for s in PROTOCOLS[protocol].splits}
-    everyone = read_rows(attributes_file)
-    warn_of_odd_ages(everyone, attributes_file)
-    again = "run dataset_11k_split.py again"
-    for split, part in rows.items():
-        source = files.split(split)
-        if part.empty and split != "test":
-            raise UserError(f"{source} lists no photo of {files.aspect}; train on another aspect")
-        strangers = part[~part["id"].isin(everyone["id"])]
-        if len(strangers):
-            raise UserError(
-                f"{source}: {strangers['name'].iloc[0]} shows {strangers['id'].iloc[0]}, who is"
-                f" not in {attributes_file}; " + advise(source, again, by_hand="add the row there")
-            )
-        if split != "test":
-            check_photos(part, files.photos, source)
-    check_sides(rows, files)
-    unseen = rows["val"][~rows["val"]["id"].isin(rows["train"]["id"])]
-    counts = ", ".join(f"{len(part)} {split}" for split, part in rows.items())
+    samples = {split: read_samples(files.split(split)) for split in PROTOCOLS[protocol].splits}
+    everyone = read_samples(attributes_file)
+    warn_of_unusual_ages(everyone, attributes_file)
+    check_splits(samples, everyone, files)
+    for split in ("train", "val"):
+        check_photos(samples[split], files.photos, files.split(split))
+    tasks = choose_tasks(samples["train"], tasks, files.split("train"))
+    log_data(samples, everyone, files)
+    if permutation_seed is not None:
+        samples = {s: permute_labels(x, everyone, permutation_seed) for s, x in samples.items()}
+        logger.info("labels are permuted between people: a baseline, not a result")
+    listed = pd.concat([everyone, *samples.values()]).drop_duplicates("name")
+    absent = set(missing_photos(listed, files.photos))
+    return Data(
+        files.photos,
+        {split: part for split, part in samples.items() if split != "test"},
+        # The published network has an output for everybody in the file, trained on or not.
+        LabelSpace.of_samples(everyone if protocol == "paper" else samples["train"], tasks),
+        {split: fingerprint(part) for split, part in samples.items()},
+        [name for name in listed["name"] if name not in absent],
+    )
+
+
+def log_data(
+    samples: Mapping[str, pd.DataFrame], everyone: pd.DataFrame, files: SplitFiles
+) -> None:
+    """Log the numbers of photos and people."""
+    unseen = samples["val"][~samples["val"]["id"].isin(samples["train"]["id"])]
+    counts = ", ".join(f"{len(part)} {split}" for split, part in samples.items())
     logger.info(
         "%s, protocol %s: %s photos, %d people; %d val photos show %d people without a train photo",
-        *(files.aspect, protocol, counts, everyone["id"].nunique()),
+        *(files.aspect, files.protocol, counts, everyone["id"].nunique()),
         *(len(unseen), unseen["id"].nunique()),
     )
-    known = everyone if protocol == "paper" else rows["train"]
-    if permutation_seed is not None:
-        rows = {s: permute_labels(part, everyone, permutation_seed) for s, part in rows.items()}
-        logger.info("gender and age are permuted between people: a control, no result")
-    fingerprints = {split: fingerprint(part) for split, part in rows.items()}
-    rows.pop("test", None)
-    return Data(files.photos, rows, LabelSpace.of_samples(known), fingerprints)

@@ -1,17 +1,12 @@
-"""Facts of the 11k Hands data set, and the way from CSV rows to checked rows and their labels.
-
-Data set: Afifi, "11K Hands: Gender recognition and biometric identification using a large dataset
-of hand images", 2019, https://arxiv.org/abs/1711.04322.
-"""
+"""Read and check CSV files: HandInfo.csv, split CSVs, attributes files, people.csv."""
 
 from __future__ import annotations
 
-import logging
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from dataset_11k import (
@@ -19,197 +14,308 @@ from dataset_11k import (
     AGE_RANGE,
     ASPECTS,
     DATA_URL,
-    GENDERS,
     HAND_INFO_COLUMNS,
     SKIN_COLORS,
-    SPLIT_COLUMNS,
+    TASKS,
+    split_columns,
 )
-from utils import UserError
+from utils import UserError, logger
 
-logger = logging.getLogger("igae")
-
-
-# ----------------------------------------------------------------------------- rows
+SEPARATORS = ",;\t"
 
 
-def read_csv_text(path: Path, columns: Sequence[str], what_next: str) -> pd.DataFrame:
-    """Return the CSV at `path`, every cell as text, once `columns` are seen to be there.
+def read_csv(path: Path, columns: Sequence[str], what_next: str) -> pd.DataFrame:
+    """Return a CSV with every cell as text, indexed by line number; blank lines are dropped.
 
-    Blank lines are left out; the index is the line in the file, whose header is line 1.
+    The separator is the one of `SEPARATORS` that the header has most of; a first line `sep=;`, as
+    spreadsheets write it, is skipped.
 
     Args:
-        path: a CSV with a header line.
-        columns: the columns that must be there; others are kept.
-        what_next: the end of the error message if the file is missing.
+        path: a UTF-8 file with a header line.
+        columns: required columns; others are kept.
+        what_next: end of the error message if the file is missing.
+
+    Raises:
+        UserError: the file cannot be read, or lacks a column.
     """
-    plain: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    plain["skip_blank_lines"] = False
-    try:  # the header by itself, as pandas renames a column that is there twice
-        header = pd.read_csv(path, header=None, nrows=1, **plain).iloc[0].tolist()
-        table = pd.read_csv(path, **plain)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        header_line = 1
+        if text[:4].lower() == "sep=":
+            header_line, text = 2, text.partition("\n")[2]
+        first_line = text.partition("\n")[0]
+        layout: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+        layout["sep"] = max(SEPARATORS, key=first_line.count)
+        # The header is read by itself because pandas renames the second of two equal columns.
+        header = pd.read_csv(io.StringIO(text), header=None, nrows=1, **layout).iloc[0].tolist()
+        table = pd.read_csv(io.StringIO(text), **layout)
     except FileNotFoundError:
-        raise UserError(f"{path} not found; {what_next}") from None
+        raise UserError(f"not found: {path}. {what_next}") from None
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {byte:#x} in it); save it as UTF-8"
-        ) from error
+        raise UserError(f"not UTF-8 text: {path} (byte {byte:#x}). Save it as UTF-8") from error
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as a CSV file: {reason}") from error
-    for problem, wrong in (
-        ("missing columns", [name for name in columns if name not in header]),
-        ("two columns are called", [x for x in dict.fromkeys(header) if x and header.count(x) > 1]),
-    ):
-        if wrong:
-            raise UserError(
-                f"{path}: {problem} {', '.join(wrong)} (found {', '.join(header)});"
-                f" the file needs {', '.join(columns)}"
-            )
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index
-        raise UserError(f"{path}: lines have more cells than the header; correct the file")
-    table.index += 2
+        raise UserError(f"cannot read {path} as CSV: {reason}. Correct the file") from error
+    check_header(header, columns, path)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas turns surplus cells into an index
+        raise UserError(f"more cells than columns: {path}. Correct the file")
+    table.index += header_line + 1
     return table[(table != "").any(axis=1)]
 
 
-def check_cells(table: pd.DataFrame, path: Path, rules: dict[str, tuple[pd.Series, str]]) -> None:
-    """Refuse the first cell that breaks a rule, by its line in the file.
-
-    Args:
-        table: as `read_csv_text` returns it.
-        path: named in the message.
-        rules: column -> (which rows are legal, what was expected).
-    """
-    for column, (legal, expected) in rules.items():
-        wrong = np.flatnonzero(~legal.to_numpy(dtype=bool))
-        if len(wrong):
-            found = table[column].iloc[wrong[0]]
+def check_header(header: list[str], columns: Sequence[str], path: Path) -> None:
+    """Refuse a header that lacks one of `columns` or has a column twice."""
+    missing = [name for name in columns if name not in header]
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    for problem, wrong in (("missing", missing), ("duplicate", twice)):
+        if wrong:
             raise UserError(
-                f"{path} line {table.index[wrong[0]]}: {column} is {found!r}, expected {expected}"
-                f" ({len(wrong)} such rows); correct the file"
+                f"{problem} column {', '.join(wrong)}: {path} has {', '.join(header)}."
+                f" The file needs {', '.join(columns)}"
             )
 
 
-def people_rules(table: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
-    """Return the rules of `check_cells` for the columns id, gender and age."""
-    return {
-        "id": (table["id"].str.strip() != "", "a person's id"),
-        "gender": (table["gender"].isin(GENDERS), " or ".join(GENDERS)),
-        "age": (table["age"].str.fullmatch(r"[0-9]{1,3}"), "a whole number of years"),
-    }
+# ----------------------------------------------------------------------------- cells
 
 
-def check_one_gender(ids: pd.Series, genders: pd.Series, path: Path) -> None:
-    """Refuse a person who has two genders.
+class Rule(NamedTuple):
+    """The legal cells of a column."""
+
+    legal: pd.Series  # bool, by line
+    expected: str
+
+
+def check_cells(table: pd.DataFrame, path: Path, rules: dict[str, Rule]) -> None:
+    """Refuse a table with an illegal cell; the message names the first one's line.
 
     Args:
-        ids: of the rows, indexed by line of the file.
-        genders: likewise.
-        path: named in the message.
+        table: as `read_csv` returns it.
+        path: its file, for the message.
+        rules: by column.
     """
-    first = genders.groupby(ids).transform("first")
-    wrong = genders.index[genders != first]
-    if len(wrong):
-        line = wrong[0]
-        other = ids.index[ids == ids[line]][0]
-        raise UserError(
-            f"{path} line {line}: {ids[line]} is {genders[line]}, in line {other} {first[line]}"
-            f" ({len(wrong)} such rows); correct the file"
-        )
+    for column, (legal, expected) in rules.items():
+        lines = table.index[~legal.to_numpy(dtype=bool)]
+        if len(lines):
+            raise UserError(
+                f"{column} is {table[column][lines[0]]!r}, expected {expected}: {path} line"
+                f" {lines[0]}{and_others(lines)}. Correct the file"
+            )
 
 
-def is_photo_name(names: pd.Series) -> pd.Series:
-    """Return which names stay in the folder Hands: no separator, drive letter, `.` or `..`."""
-    return names.str.fullmatch(r"[^/\\:\0]+") & ~names.isin([".", ".."])
+def and_others(lines: Sequence[int] | pd.Index) -> str:
+    """Return how many lines a message does not name."""
+    return f" (and {len(lines) - 1} other lines)" if len(lines) > 1 else ""
 
 
-PHOTO_NAME = "a photo's bare file name, once only"
+def task_rules(table: pd.DataFrame, *, unknown: bool) -> dict[str, Rule]:
+    """Return the rules of the task columns that `table` has.
+
+    Args:
+        table: as `read_csv` returns it.
+        unknown: whether a cell may be empty; an id may not.
+    """
+    rules = {}
+    for task in TASKS.values():
+        if task.column not in table:
+            continue
+        cells = table[task.column]
+        legal = pd.Series(True, cells.index)
+        if task.pattern:
+            legal = cells.str.fullmatch(task.pattern)
+        elif task.classes:
+            legal = cells.isin(task.classes)
+        if unknown and task.column != "id":
+            legal |= cells == ""
+        rules[task.column] = Rule(legal, task.expected or " or ".join(task.classes or ()))
+    return rules
+
+
+def parse_labels(table: pd.DataFrame, path: Path) -> dict[str, pd.Series]:
+    """Return the checked label columns: ids stripped, ages as numbers, absent columns unknown.
+
+    An unknown label is NaN in a column of numbers, else an empty string.
+
+    Raises:
+        UserError: a person has two different labels of a task.
+    """
+    columns = {}
+    for task in TASKS.values():
+        cells = table.get(task.column, pd.Series("", table.index, dtype=str))
+        columns[task.column] = cells.str.strip() if task.column == "id" else cells
+    ids = columns["id"]
+    for column, cells in columns.items():
+        known = cells[cells != ""]
+        first = known.groupby(ids[known.index]).transform("first")
+        wrong = known.index[known != first]
+        if len(wrong):
+            line = wrong[0]
+            other = known.index[ids[known.index] == ids[line]][0]
+            raise UserError(
+                f"two values of {column} for id {ids[line]}: {path} line {other} has"
+                f" {first[line]}, line {line} has {cells[line]}{and_others(wrong)}."
+                " Correct the file"
+            )
+    numbers = [task.column for task in TASKS.values() if task.in_years]
+    return columns | {column: pd.to_numeric(columns[column]) for column in numbers}
+
+
+# A file name, or one in a subfolder; no part may leave the folder.
+PART = r"(?!\.{1,2}(?:/|$))[^/\\:\0]+"
+FILE_NAME, FILE_OR_SUBFOLDER = PART, f"(?:{PART}/)?{PART}"
+
+
+# ----------------------------------------------------------------------------- files
 
 
 def read_hand_info(path: Path) -> pd.DataFrame:
-    """Return the rows of the data set's HandInfo.csv in file order.
+    """Return the photos of HandInfo.csv in file order.
 
-    Columns are `HAND_INFO_COLUMNS`: age, accessories, nailPolish and irregularities int64, the
-    others text. Blanks around an id are removed by rule and logged (the file has one such row).
+    Columns are `HAND_INFO_COLUMNS` and those of `TASKS`: age, accessories, nailPolish and
+    irregularities int64, the others text. Blanks around an id are removed (the published file has
+    one such cell) and logged.
 
     Raises:
-        UserError: the file, a column or a cell is not as expected; the message names the line.
+        UserError: the file, a column or a cell is not as expected.
     """
+    columns = list(dict.fromkeys([*HAND_INFO_COLUMNS, *split_columns()[1:]]))
     what_next = (
-        f"get Hands/ and HandInfo.csv from {DATA_URL}, or draw some:"
+        f"Get Hands/ and HandInfo.csv from {DATA_URL}, or draw a data set:"
         f" python dataset_11k_synthetic.py --output {path.parent}"
     )
-    table = read_csv_text(path, HAND_INFO_COLUMNS, what_next)
+    table = read_csv(path, columns, what_next)
     flags = ("accessories", "nailPolish", "irregularities")
-    names = table["imageName"]
-    check_cells(
-        table,
-        path,
-        {
-            **people_rules(table),
-            "skinColor": (table["skinColor"].isin(SKIN_COLORS), ", ".join(SKIN_COLORS)),
-            **{flag: (table[flag].isin(["0", "1"]), "0 or 1") for flag in flags},
-            "aspectOfHand": (
-                table["aspectOfHand"].isin(ASPECTS.values()),
-                ", ".join(ASPECTS.values()),
-            ),
-            "imageName": (is_photo_name(names) & ~names.duplicated(), PHOTO_NAME),
-        },
-    )
-    ids = table["id"].str.strip()
-    dirty = ids != table["id"]
-    if dirty.any():
+    names, aspects = table["imageName"], list(ASPECTS.values())
+    legal_name = names.str.fullmatch(FILE_NAME) & ~names.duplicated()
+    rules = {
+        "skinColor": Rule(table["skinColor"].isin(SKIN_COLORS), " or ".join(SKIN_COLORS)),
+        **{flag: Rule(table[flag].isin(["0", "1"]), "0 or 1") for flag in flags},
+        "aspectOfHand": Rule(table["aspectOfHand"].isin(aspects), " or ".join(aspects)),
+        "imageName": Rule(legal_name, "a file name that occurs once"),
+    }
+    check_cells(table, path, task_rules(table, unknown=False) | rules)
+    labels = parse_labels(table, path)
+    dirty = table["id"][labels["id"] != table["id"]]
+    if len(dirty):
         logger.info(
-            "%s: removed blanks around the id of %d rows (first: %r of %s)",
-            *(path, dirty.sum(), table["id"][dirty].iloc[0], names[dirty].iloc[0]),
+            "%s: removed blanks around the id in %d lines (first: line %d)",
+            *(path, len(dirty), dirty.index[0]),
         )
-    check_one_gender(ids, table["gender"], path)
-    numbers = {column: table[column].astype("int64") for column in ("age", *flags)}
-    return table.assign(id=ids, **numbers)[list(HAND_INFO_COLUMNS)].reset_index(drop=True)
+    numbers = {flag: table[flag].astype("int64") for flag in flags}
+    return table.assign(**labels, **numbers)[columns].reset_index(drop=True)
 
 
-def advise(path: Path, what_next: str, *, by_hand: str) -> str:
-    """Return `what_next`, or `by_hand` for somebody's own photos: they have no HandInfo.csv."""
-    for root in path.absolute().parents:
-        if (root / "Hands").is_dir() or (root / "sub_dataset").is_dir():
-            return what_next if (root / "HandInfo.csv").is_file() else by_hand
-    return what_next
-
-
-RUN_SPLIT = "run dataset_11k_split.py first"
-
-WRITE_CSV = "write it (README, Your own photos)"
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """Return the rows of a split CSV: columns image_path, name (of the photo), id, gender, age.
-
-    All are text but age, which is int64; blanks around an id are removed.
-
-    Args:
-        path: a CSV with at least the columns image_path, id, gender, age. An image_path is a bare
-            file name, or anything that ends in `Hands/<name>`.
+def read_samples(path: Path) -> pd.DataFrame:
+    """Return the samples of a split CSV or attributes file; see `parse_samples`.
 
     Raises:
-        UserError: the file, a column or a cell is not as expected; the message names the line.
+        UserError: the file, a column or a cell is not as expected.
     """
-    table = read_csv_text(path, SPLIT_COLUMNS, advise(path, RUN_SPLIT, by_hand=WRITE_CSV))
-    names = table["image_path"].str.replace(r"^(?:.*[/\\])?Hands[/\\]", "", regex=True)
-    legal = is_photo_name(names) & ~names.duplicated()
-    check_cells(table, path, {**people_rules(table), "image_path": (legal, PHOTO_NAME)})
-    ids, ages = table["id"].str.strip(), table["age"].astype("int64")
-    check_one_gender(ids, table["gender"], path)
-    rows = table.assign(name=names, id=ids, age=ages)
-    return rows[["image_path", "name", "id", "gender", "age"]].reset_index(drop=True)
+    what_next = f"Run: {split_command(path)}"
+    return parse_samples(read_csv(path, ("image_path", "id"), what_next), path)
 
 
-def warn_of_odd_ages(rows: pd.DataFrame, path: Path) -> None:
-    """Log one warning if ages lie outside those of 11k Hands."""
+def photo_names(image_paths: pd.Series) -> pd.Series:
+    """Return the photos' paths below the folder Hands: `<photo>` or `<subfolder>/<photo>`.
+
+    An image_path is such a path, or anything that ends in `Hands/` and such a path.
+    """
+    below = image_paths.str.replace(r"^(?:.*[/\\])?Hands[/\\]", "", regex=True)
+    return below.str.replace("\\", "/")
+
+
+def parse_samples(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return samples: columns image_path, name, those of `TASKS`, then further ones as text.
+
+    `name` is that of `photo_names`. Task columns other than id may be absent, and their cells
+    empty: see `parse_labels`.
+
+    Args:
+        table: as `read_csv` returns it.
+        path: its file, for messages.
+    """
+    refuse_columns(table, ["name"], path)
+    paths, names = table["image_path"], photo_names(table["image_path"])
+    rule = Rule(
+        names.str.fullmatch(FILE_OR_SUBFOLDER) & ~names.duplicated(),
+        "a photo in Hands/ or in a subfolder of it, that occurs once",
+    )
+    check_cells(table, path, task_rules(table, unknown=True) | {"image_path": rule})
+    labels = parse_labels(table, path)
+    samples = pd.DataFrame({"image_path": paths, "name": names, **labels})
+    return samples.join(table[further_columns(table)]).reset_index(drop=True)
+
+
+def refuse_columns(table: pd.DataFrame, reserved: Sequence[str], path: Path) -> None:
+    """Refuse columns that have another meaning here."""
+    for column in reserved:
+        if column in table:
+            raise UserError(f"the column {column} is reserved: {path}. Rename the column")
+
+
+def further_columns(samples: pd.DataFrame) -> list[str]:
+    """Return the columns of an attributes file that are no task's: groups for reports."""
+    known = ("name", *split_columns())
+    return [str(c) for c in samples if c not in known and not is_unnamed(str(c))]
+
+
+def is_unnamed(column: str) -> bool:
+    """Return whether a column has no name: spreadsheets leave such columns behind."""
+    return column.strip() == "" or column.startswith("Unnamed: ")
+
+
+def read_people(path: Path) -> pd.DataFrame:
+    """Return people.csv: column id (once each), then those of `TASKS` and others, as text.
+
+    Raises:
+        UserError: the file, a column or a cell is not as expected.
+    """
+    table = read_csv(path, ("id",), "Write it, with the columns id,gender,age")
+    refuse_columns(table, ["name", "image_path"], path)
+    rules = task_rules(table, unknown=True)
+    ids = table["id"].str.strip()
+    once = Rule(~ids.duplicated() & (ids != ""), "an id that occurs once")
+    check_cells(table, path, rules | {"id": once})
+    return table.assign(id=ids)[[c for c in table if not is_unnamed(str(c))]]
+
+
+def warn_of_unusual_ages(samples: pd.DataFrame, path: Path) -> None:
+    """Log one warning if ages are outside those of 11k Hands."""
     low, high = AGE_RANGE
-    odd = int(((rows["age"] < low) | (rows["age"] > high)).sum())
-    if odd:
-        first, *_, last = AGE_GROUPS
-        logger.warning(
-            "%s: %d rows have an age outside %d-%d; below it counts as group %s, above as %s",
-            *(path, odd, low, high, first, last),
-        )
+    first, *_, last = AGE_GROUPS
+    for task in TASKS.values():
+        years = samples[task.column] if task.in_years else pd.Series(dtype=float)
+        n_unusual = int(((years < low) | (years > high)).sum())
+        if n_unusual:
+            logger.warning(
+                "%s: %d photos of people younger than %d or older than %d; they count as age group"
+                " %s or %s",
+                *(path, n_unusual, low, high, first, last),
+            )
+
+
+# ----------------------------------------------------------------------------- what to do next
+
+
+def split_command(path: Path) -> str:
+    """Return the command that writes `path`, a file in sub_dataset/ or trainval/.
+
+    Data sets other than 11k Hands have no HandInfo.csv: their attributes file is split, or made
+    from folders.
+    """
+    has_folds = path.parent.name.startswith("fold_")  # trainval/<protocol>/<aspect>/fold_<k>/
+    option = f" --protocol {path.parents[2].name}" if has_folds else ""
+    folders = [*path.parents, *path.absolute().parents]
+    root = next((folder for folder in folders if is_root(folder)), None)
+    if root is None or (root / "HandInfo.csv").is_file():
+        return f"python dataset_11k_split.py --input {root or '<root>'}{option}"
+    files = sorted((root / "sub_dataset").glob("*.csv"))
+    if not files:
+        return f"python dataset_11k_split.py --folders {root / 'Hands'}{option}"
+    own = [file for file in files if file.stem in path.parts]
+    return f"python dataset_11k_split.py --attributes_file {(own or files)[0]}{option}"
+
+
+def is_root(folder: Path) -> bool:
+    """Return whether a folder looks like the root of a data set."""
+    return any((folder / name).is_dir() for name in ("Hands", "sub_dataset", "trainval"))

@@ -1,1 +1,1 @@
-"""What training and evaluation share: the loop, losses, precision, processes, checkpoints."""
+"""What training and evaluation share: loop, losses, precision, distributed, checkpoints."""

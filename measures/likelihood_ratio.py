@@ -1,4 +1,4 @@
-"""TODO."""
+"""Likelihood ratios of comparison scores: calibration, their cost in bits, Tippett plot."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 
 from measures.bootstrap import PeopleMeasure
 from measures.classes import ratio
-from measures.pairs import Comparisons
-
-# ----------------------------------------------------------------------------- likelihood ratios
 
 
 @dataclass(frozen=True)
@@ -23,108 +22,96 @@ class ScoreCalibration:
     intercept: float
 
     def log_likelihood_ratio(self, scores: np.ndarray) -> np.ndarray:
-        """Return ln(LR) of each score: one person against two, in the shape of `scores`."""
+        """Return ln(LR), same person against different people, in the shape of `scores`."""
         return self.slope * scores + self.intercept
 
 
-def fit_calibration(
-    scores: np.ndarray, genuine: np.ndarray, inverse_penalty: float = 1.0
-) -> ScoreCalibration | None:
-    """Return the calibration by logistic regression, genuine and impostor pairs of equal weight.
+def fit_calibration(scores: np.ndarray, genuine: np.ndarray) -> ScoreCalibration | None:
+    """Return the calibration by logistic regression; None if all scores or kinds are equal.
 
-    With equal weights the prior odds are 1, so the posterior odds are the likelihood ratio. A weak
-    penalty keeps the ratio finite where the scores separate the two without an error.
+    Genuine and impostor pairs have equal total weight: prior odds of 1 make the posterior odds the
+    likelihood ratio. An L2 penalty (C = 1, scores scaled to a standard deviation of 1) keeps the
+    ratio finite where the scores separate without an error.
 
     Args:
-        scores: (M,) of people who are in no comparison that the calibration is used on.
+        scores: (M,) of pairs of people who are in no pair that is evaluated.
         genuine: (M,) bool.
-        inverse_penalty: C of scikit-learn, on scores scaled to a standard deviation of 1.
-
-    Returns:
-        None where a kind of comparison is missing, or all scores are one.
 
     Source: Morrison 2013, Tutorial on logistic-regression calibration and fusion, Australian
     Journal of Forensic Sciences 45(2), 173-197.
     """
-    from sklearn.linear_model import LogisticRegression
-
     spread = scores.std() if len(scores) else 0.0
     if not spread or genuine.all() or not genuine.any():
         return None
-    model = LogisticRegression(class_weight="balanced", C=inverse_penalty)
+    model = LogisticRegression(class_weight="balanced")
     model.fit((scores / spread)[:, None], genuine)
     return ScoreCalibration(float(model.coef_[0, 0] / spread), float(model.intercept_[0]))
 
 
-def cllr(log_ratios: np.ndarray, genuine: np.ndarray) -> float:
-    """Return the log-likelihood-ratio cost in bits: 0 perfect, 1 for saying nothing, no upper end.
+def people_cllr(
+    log_ratios: np.ndarray, first: np.ndarray, second: np.ndarray, people: np.ndarray
+) -> PeopleMeasure:
+    """Return the log-likelihood-ratio cost in bits, pairs weighted by their people.
 
-    NaN where a kind of comparison is missing.
+    0 is perfect, 1 no information; there is no upper bound. NaN without a genuine or an impostor
+    pair.
 
     Args:
-        log_ratios: (M,) natural logarithms of likelihood ratios.
-        genuine: (M,) bool.
+        log_ratios: (M,) natural logarithms of the pairs' likelihood ratios.
+        first: (M,) index of the pair's one photo.
+        second: (M,) index of its other photo.
+        people: (N,) person on each photo.
 
     Source: Brümmer and du Preez 2006, Application-independent evaluation of speaker detection,
     Computer Speech and Language 20, 230-275.
     """
-    if genuine.all() or not genuine.any():
-        return np.nan
-    costs = (np.logaddexp(0, -log_ratios[genuine]), np.logaddexp(0, log_ratios[~genuine]))
-    return float(sum(cost.mean() for cost in costs) / (2 * np.log(2)))
-
-
-def people_cllr(pairs: Comparisons, log_ratios: np.ndarray) -> PeopleMeasure:
-    """Return `cllr` with genuine pairs weighted by their person, impostor pairs by both people.
-
-    Args:
-        pairs: (M,) comparisons.
-        log_ratios: (M,) natural logarithms of their likelihood ratios.
-    """
-    people, person, photos = np.unique(pairs.people, return_inverse=True, return_counts=True)
-    one, other = person[pairs.first], person[pairs.second]
-    genuine, n_people = one == other, len(people)
+    names, person, photos = np.unique(people, return_inverse=True, return_counts=True)
+    one, other = person[first], person[second]
+    genuine, n_people = one == other, len(names)
     costs = np.logaddexp(0, np.where(genuine, -log_ratios, log_ratios)) / np.log(2)
-    summed = (costs, np.ones(len(costs)))
-    own = [np.bincount(one[genuine], v[genuine], minlength=n_people) for v in summed]
+    sum_and_count = (costs, np.ones(len(costs)))
+    same = [np.bincount(one[genuine], v[genuine], minlength=n_people) for v in sum_and_count]
     couples = (one[~genuine], other[~genuine])
-    cross = [csr_array((v[~genuine], couples), shape=(n_people, n_people)) for v in summed]
+    different = [csr_array((v[~genuine], couples), shape=(n_people,) * 2) for v in sum_and_count]
 
     def of_weights(weights: np.ndarray) -> np.ndarray:
         columns = weights.T  # (P, B)
-        same = ratio(*(weights @ v for v in own))
-        different = ratio(*((columns * (v @ columns)).sum(axis=0) for v in cross))
-        return (same + different) / 2
+        genuine_cost = ratio(*(weights @ v for v in same))
+        impostor_cost = ratio(*((columns * (v @ columns)).sum(axis=0) for v in different))
+        return (genuine_cost + impostor_cost) / 2
 
-    return PeopleMeasure(people, of_weights, photos[:, None])
+    return PeopleMeasure(names, of_weights, photos[:, None])
 
 
 def cllr_min(scores: np.ndarray, genuine: np.ndarray) -> float:
-    """Return the cost left after the best calibration that keeps the scores' order (PAV), in bits.
+    """Return Cllr in bits after the best monotone calibration on these very pairs (PAV).
 
-    It was fitted on these very scores, so it measures discrimination alone; `cllr` minus it is
-    the loss by calibration. NaN where a kind of comparison is missing.
+    It measures discrimination alone; Cllr minus it is the loss by calibration. NaN without a
+    genuine or an impostor pair.
 
     Args:
-        scores: (M,) scores or log ratios; their order alone counts.
+        scores: (M,) scores or log ratios; only their order counts.
         genuine: (M,) bool.
 
-    Source: Brümmer and du Preez 2006, as `cllr`.
+    Source: Brümmer and du Preez 2006, as `people_cllr`.
     """
-    from sklearn.isotonic import IsotonicRegression
-
     if genuine.all() or not genuine.any():
         return np.nan
-    _, order = np.unique(scores, return_inverse=True)  # scikit-learn merges close scores else
+    _, order = np.unique(scores, return_inverse=True)  # scikit-learn merges scores that are close
     weights = np.where(genuine, 1 / genuine.sum(), 1 / (~genuine).sum())
     posterior = IsotonicRegression().fit_transform(order, genuine, sample_weight=weights)
-    # the posterior odds are the ratio; 1 + 1/ratio is 1 / posterior, 1 + ratio 1 / (1 - posterior)
+    # LR = posterior odds, so 1 + 1 / LR = 1 / posterior and 1 + LR = 1 / (1 - posterior)
     costs = (-np.log2(posterior[genuine]), -np.log2(1 - posterior[~genuine]))
     return float(sum(cost.mean() for cost in costs) / 2)
 
 
+def fraction_positive(log_ratios: np.ndarray) -> float:
+    """Return the fraction of (M,) log ratios that support the same person; NaN without any."""
+    return float((log_ratios > 0).mean()) if len(log_ratios) else np.nan
+
+
 class Tippett(NamedTuple):
-    """Share of genuine and of impostor comparisons with at least each log10(LR), (K,) each."""
+    """Fraction of genuine and of impostor pairs with at least each log10(LR), (K,) each."""
 
     log10_ratio: np.ndarray
     genuine: np.ndarray
@@ -132,24 +119,19 @@ class Tippett(NamedTuple):
 
 
 def tippett(log_ratios: np.ndarray, genuine: np.ndarray, n_points: int) -> Tippett:
-    """Return the curves of a Tippett plot at `n_points` equal steps from the least to the most.
-
-    The impostors' share right of 0 and the genuine ones' left of it are misleading evidence. NaN
-    where a kind of comparison is missing; no point without any.
+    """Return the curves of a Tippett plot at equal steps; NaN without a pair of the kind.
 
     Args:
-        log_ratios: (M,) natural logarithms of likelihood ratios.
+        log_ratios: (M,) natural logarithms of likelihood ratios, at least one.
         genuine: (M,) bool.
         n_points: at least 2.
 
-    Source: Meuwly 2001; Drygajlo et al. 2015, ENFSI guideline on speaker recognition, Tippett plot.
+    Source: Meuwly 2001; Drygajlo et al. 2015, ENFSI guideline on speaker recognition.
     """
     ratios = log_ratios / np.log(10)
-    points = np.empty(0)
-    if len(ratios):
-        points = np.linspace(ratios.min(), ratios.max(), n_points)
-    shares = []
+    points = np.linspace(ratios.min(), ratios.max(), n_points)
+    curves = []
     for kind in (np.sort(ratios[genuine]), np.sort(ratios[~genuine])):
         at_least = len(kind) - np.searchsorted(kind, points, side="left")
-        shares.append(ratio(at_least, np.array(len(kind))))
-    return Tippett(points, *shares)
+        curves.append(ratio(at_least, np.array(len(kind))))
+    return Tippett(points, *curves)

@@ -1,142 +1,167 @@
-"""How well embeddings match people: retrieval, verification, open-set search, likelihood ratios.
+"""Measures of embeddings: verification of pairs, search in galleries, open-set search.
 
-Scores are cosine similarities, higher for the same person. Terms are those of ISO/IEC 19795-1: a
-query's mates are the gallery's photos of its person; a comparison of two photos of one person is
-genuine, of two people an impostor's. Ties count against the system. Pure functions of arrays; NaN
-says that there was nothing to compare.
-
-scikit-learn takes a second to load: it is imported where it is used.
+Scores are cosine similarities. Terms as in ISO/IEC 19795-1: a query's mates are the gallery's
+photos of the same person; a pair of photos of one person is genuine, of two people impostor. Ties
+count against the system. NaN: there was nothing to measure. Pairs with a similarity of -inf are
+excluded from every measure.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from measures.bootstrap import PeopleMeasure
+from measures.bootstrap import PeopleMeasure, people_mean
 from measures.classes import ratio
+from measures.likelihood_ratio import ScoreCalibration, fit_calibration
 
-BURST = 2  # frames; neighbours in number are near-duplicates, cut from one video
+BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from one video
 
-WEIGHTS_AT_ONCE = (
-    100  # draws of the bootstrap; bounds the memory to some tens of MB for 1,000 photos
-)
+OPEN_SET_SEED = 0  # of who is enrolled
+
+DRAWS_PER_CHUNK = 100  # of the bootstrap; limits memory to tens of MB for 1,000 photos
 
 
 def cosine_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the cosines, (N, M) float64 in [-1, 1], of embeddings (N, D) and (M, D); 0 for zeros.
 
-    scikit-learn's function of this name refuses an empty set, and stays in float32, which ties.
+    scikit-learn's function refuses an empty set, and stays in float32, which makes ties.
     """
     units = []
-    for embedding in (first, second):
-        wide = embedding.astype(np.float64)
+    for embeddings in (first, second):
+        wide = embeddings.astype(np.float64)
         length = np.linalg.norm(wide, axis=1, keepdims=True)
         units.append(wide / np.where(length == 0, 1, length))
     return units[0] @ units[1].T
 
 
-def near_pairs(
-    people: tuple[np.ndarray, np.ndarray], frames: tuple[np.ndarray, np.ndarray], gap: int = BURST
+def pairwise_similarity(
+    embeddings: np.ndarray, people: np.ndarray, frames: np.ndarray, excluded_gap: int
 ) -> np.ndarray:
-    """Return which pairs show one person within `gap` frames, (N, M) bool.
+    """Return the similarity of all photos, (N, N) float64, -inf for excluded pairs.
+
+    Excluded are pairs of a photo with itself, and near-duplicates.
 
     Args:
-        people: (N,) and (M,) who is on the photos.
-        frames: (N,) and (M,) the numbers in the photos' names, integers.
-        gap: in frames, inclusive; 0 finds a photo's pair with itself.
+        embeddings: (N, D).
+        people: (N,) person on the photo.
+        frames: (N,) frame number of the photo; not used for a gap of 0.
+        excluded_gap: genuine pairs at most this many frames apart are excluded; 0: none.
     """
-    same = people[0][:, None] == people[1]
-    return same & (np.abs(frames[0][:, None] - frames[1]) <= gap)
+    similarity = cosine_similarity(embeddings, embeddings)
+    np.fill_diagonal(similarity, -np.inf)
+    if excluded_gap:
+        near = np.abs(frames[:, None] - frames) <= excluded_gap
+        similarity[near & (people[:, None] == people)] = -np.inf
+    return similarity
 
 
-# ----------------------------------------------------------------------------- retrieval
+# ----------------------------------------------------------------------------- search in a gallery
+
+
+def best_scores(
+    similarity: np.ndarray, query_people: np.ndarray, gallery_people: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each query's similarity to its best mate, (N,), and to each non-mate, (N, M).
+
+    -inf: there is none, or the pair is excluded.
+    """
+    same = query_people[:, None] == gallery_people
+    mates = np.where(same, similarity, -np.inf).max(axis=1, initial=-np.inf)
+    return mates, np.where(same, -np.inf, similarity)
+
+
+def gallery_ranks(similarity: np.ndarray, people: np.ndarray, galleries: np.ndarray) -> np.ndarray:
+    """Return the rank of each photo's best mate in each gallery, (N, n_draws) float64, from 1.
+
+    NaN for a photo that is in the gallery, or has no mate in it.
+
+    Args:
+        similarity: (N, N) of all photos.
+        people: (N,) person on the photo.
+        galleries: (n_draws, G) indices of photos: each gallery, one photo per person.
+    """
+    ranks = np.full((len(people), len(galleries)), np.nan)
+    for draw, gallery in enumerate(galleries):
+        mate, others = best_scores(similarity[:, gallery], people, people[gallery])
+        rank = 1 + (others >= mate[:, None]).sum(axis=1)
+        ranks[:, draw] = np.where(mate == -np.inf, np.nan, rank)
+        ranks[gallery, draw] = np.nan
+    return ranks
 
 
 class Retrieval(NamedTuple):
-    """What each query found, each (N,) float64, NaN for a query without a mate.
+    """What each query finds among all other photos, (N,) float64; NaN: it has no mate.
 
-    rank: of its best mate, from 1; the CMC is `metrics.cmc(rank, max_rank)`.
-    average_precision: mean over its mates of the share of mates down to their rank; mean: mAP.
-    inverse_penalty: number of mates by the rank of the last; mean: mINP.
+    average_precision: mean precision at the ranks of its mates; averaged: mAP.
+    inverse_penalty: number of mates / rank of the last mate; averaged: mINP.
     """
 
-    rank: np.ndarray
     average_precision: np.ndarray
     inverse_penalty: np.ndarray
 
 
-def retrieve(
-    similarity: np.ndarray,
-    query_people: np.ndarray,
-    gallery_people: np.ndarray,
-    excluded: np.ndarray | None = None,
-) -> Retrieval:
-    """Return how each query ranks the photos of the gallery.
-
-    Leave-one-out: all photos are queries and gallery, `excluded` is their pairs with themselves
-    (`np.eye(N, dtype=bool)`), or `near_pairs` to leave out those within some frames as well.
+def retrieve(similarity: np.ndarray, people: np.ndarray) -> Retrieval:
+    """Return how each photo ranks all others.
 
     Args:
-        similarity: (N, M) of queries and gallery.
-        query_people: (N,) who is on the photo.
-        gallery_people: (M,) who is on the photo.
-        excluded: (N, M) bool, pairs to leave out; None: no pair.
+        similarity: (N, N).
+        people: (N,) person on the photo.
 
     Source: average precision as in torchreid, metrics/rank.py, and Market-1501 (Zheng et al.
     2015); mINP: Ye et al. 2021, arXiv 2001.04193.
     """
-    found = np.full((3, len(query_people)), np.nan)
-    for i, scores in enumerate(similarity):
-        kept = slice(None) if excluded is None else ~excluded[i]
-        mate = (gallery_people == query_people[i])[kept]
-        order = np.lexsort((mate, -scores[kept]))  # at a tie the mates come last
+    found = np.full((2, len(people)), np.nan)
+    for query, scores in enumerate(similarity):
+        included = scores != -np.inf
+        mate = (people == people[query])[included]
+        order = np.lexsort((mate, -scores[included]))  # mates come last among ties
         ranks = np.flatnonzero(mate[order]) + 1
         if len(ranks):
             precision = np.arange(1, len(ranks) + 1) / ranks
-            found[:, i] = ranks[0], precision.mean(), precision[-1]
+            found[:, query] = precision.mean(), precision[-1]
     return Retrieval(*found)
 
 
-def gallery_ranks(
-    similarity: np.ndarray,
-    people: np.ndarray,
-    galleries: np.ndarray,
-    excluded: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return the rank of each photo's best mate per gallery drawn, (N, n_draws) float64.
+def fnir_at_fpir(
+    similarity: np.ndarray, query_people: np.ndarray, gallery_people: np.ndarray, fpir: float
+) -> float:
+    """Return the false negative identification rate at a false positive identification rate.
 
-    NaN for a photo in that gallery, or without a mate in it. Rank-k is the share of ranks up to k
-    in a column; `intervals.people_mean` takes hits (`np.where(np.isnan(r), r, r <= k)`) whole.
+    A search returns the person of the most similar photo if it reaches the threshold, which is the
+    lowest at which at most `fpir` of the searches for people outside the gallery return somebody.
+    The result is the fraction of searches for enrolled people that do not return them. NaN with
+    fewer than 1 / fpir searches for people outside, or none for people inside.
 
     Args:
-        similarity: (N, N) of all photos.
-        people: (N,) who is on the photo.
-        galleries: (n_draws, G) row indices: the gallery of each draw, one photo a person.
-        excluded: (N, N) bool, pairs to leave out; None: no pair.
+        similarity: (N, M) of queries and gallery.
+        query_people: (N,) person on the photo, enrolled or not.
+        gallery_people: (M,) person on the photo.
+        fpir: in (0, 1).
+
+    Source: ISO/IEC 19795-1:2021, FPIR and FNIR at rank 1.
     """
-    ranks = np.full((len(people), len(galleries)), np.nan)
-    for draw, gallery in enumerate(galleries):
-        query = np.setdiff1d(np.arange(len(people)), gallery)
-        pairs = np.ix_(query, gallery)
-        left_out = None if excluded is None else excluded[pairs]
-        found = retrieve(similarity[pairs], people[query], people[gallery], left_out)
-        ranks[query, draw] = found.rank
-    return ranks
-
-
-def nearest(similarity: np.ndarray) -> np.ndarray:
-    """Return the most similar photo of the gallery, (N,), first at a tie, for `identity_lookup`."""
-    return similarity.argmax(axis=1)
+    mate, others = best_scores(similarity, query_people, gallery_people)
+    other = others.max(axis=1, initial=-np.inf)
+    inside = mate > -np.inf
+    outside = ~np.isin(query_people, gallery_people)
+    false = np.sort(other[outside])[::-1]
+    if len(false) * fpir < 1 or not inside.any():
+        return np.nan
+    allowed = np.searchsorted(np.arange(len(false) + 1) / len(false), fpir, side="right") - 1
+    threshold = false[allowed]  # a score must exceed it, so at most `allowed` false ones do
+    return float(1 - ((mate > threshold) & (mate > other))[inside].mean())
 
 
 # ----------------------------------------------------------------------------- verification
 
 
 class Comparisons(NamedTuple):
-    """Pairs of photos: (M,) scores, (M,) rows of the one and the other, (N,) people of the rows."""
+    """Pairs of photos: (M,) scores, (M,) indices of both photos, (N,) people of the photos."""
 
     score: np.ndarray
     first: np.ndarray
@@ -145,30 +170,26 @@ class Comparisons(NamedTuple):
 
     @property
     def genuine(self) -> np.ndarray:
-        """Which pairs show one person, (M,) bool."""
+        """Whether each pair shows one person, (M,) bool."""
         return self.people[self.first] == self.people[self.second]
 
 
-def compare_all(
-    similarity: np.ndarray, people: np.ndarray, excluded: np.ndarray | None = None
-) -> Comparisons:
-    """Return each pair of different photos once.
+def compare_all(similarity: np.ndarray, people: np.ndarray) -> Comparisons:
+    """Return every pair of different photos that is not excluded, once.
 
     Args:
         similarity: (N, N) of all photos.
-        people: (N,) who is on the photo.
-        excluded: (N, N) bool, pairs to leave out; None: no pair.
+        people: (N,) person on the photo.
     """
-    pairs = np.ones(similarity.shape, dtype=bool) if excluded is None else ~excluded
-    first, second = np.nonzero(np.triu(pairs, k=1))
+    first, second = np.nonzero(np.triu(similarity != -np.inf, k=1))
     return Comparisons(similarity[first, second], first, second, people)
 
 
 class ErrorRates(NamedTuple):
-    """The ROC and DET curve: a pair is accepted from `threshold` on; (K,) each, threshold rising.
+    """The DET curve: (K,) false match and false non-match rates by rising threshold.
 
-    fmr: share of impostor comparisons accepted. fnmr: share of genuine ones rejected. The points
-    are the corners of the curve, which is straight between them. NaN: no comparison of the kind.
+    A pair is accepted from the threshold on. The points are the corners of the curve, which is
+    straight between them. NaN: there is no impostor, or no genuine pair.
     """
 
     threshold: np.ndarray
@@ -179,10 +200,10 @@ class ErrorRates(NamedTuple):
 
 
 class Verification:
-    """False match and false non-match rates of comparisons, for any weights of the people.
+    """False match and false non-match rates of pairs, for any weights of the people.
 
-    Genuine pairs weigh w_i, impostor pairs w_i w_j. The curve has its corners at genuine scores,
-    so impostor scores are only counted between these: 2,000 draws take seconds, and are exact.
+    A genuine pair of person i weighs w_i, an impostor pair of i and j w_i w_j. The corners of the
+    curve are at genuine scores, so impostor scores need only be counted between these.
 
     Source: ISO/IEC 19795-1:2021, false match rate, false non-match rate, DET curve.
     """
@@ -210,7 +231,7 @@ class Verification:
         columns = np.ascontiguousarray(weights.T)  # (P, B)
         impostor = _below(self._impostor @ (columns[self._one] * columns[self._other]))
         genuine = _below(self._genuine @ columns)
-        # whole numbers divided, so that 1 of 100 is .01 and not a little more
+        # division of whole numbers: 1 of 100 is .01 exactly
         return ratio(impostor[-1] - impostor, impostor[-1]), ratio(genuine, genuine[-1])
 
     def curve(self) -> ErrorRates:
@@ -222,12 +243,12 @@ class Verification:
         return ErrorRates(threshold, fmr[:, 0], fnmr[:, 0], *counts)
 
     def equal_error_rate(self) -> PeopleMeasure:
-        """Return the EER: the point of the curve, straight between corners, with FMR = FNMR."""
+        """Return the EER: FMR = FNMR on the curve, straight between its corners."""
 
         def of_weights(weights: np.ndarray) -> np.ndarray:
-            starts = range(0, len(weights), WEIGHTS_AT_ONCE)
-            parts = [weights[start : start + WEIGHTS_AT_ONCE] for start in starts]
-            return np.concatenate([_crossing(*self.rates(part)) for part in parts])
+            starts = range(0, len(weights), DRAWS_PER_CHUNK)
+            chunks = [weights[start : start + DRAWS_PER_CHUNK] for start in starts]
+            return np.concatenate([_crossing(*self.rates(chunk)) for chunk in chunks])
 
         return PeopleMeasure(self.people, of_weights, self.photos)
 
@@ -254,48 +275,110 @@ def _crossing(fmr: np.ndarray, fnmr: np.ndarray) -> np.ndarray:
 def fnmr_at_fmr(rates: ErrorRates, fmr: float) -> float:
     """Return the lowest false non-match rate with a false match rate of at most `fmr`.
 
-    NaN without a genuine comparison, or with fewer than 1/fmr impostor comparisons: a rate of
-    .001 cannot be seen in 500.
+    NaN without a genuine pair, or with fewer than 1 / fmr impostor pairs, of which a rate of `fmr`
+    cannot be observed.
     """
     if rates.n_impostor * fmr < 1:
         return np.nan
     return float(rates.fnmr[np.argmax(rates.fmr <= fmr)])
 
 
-# ----------------------------------------------------------------------------- open set
+# ----------------------------------------------------------------------------- all of it
 
 
-def fnir_at_fpir(
-    similarity: np.ndarray,
-    query_people: np.ndarray,
-    gallery_people: np.ndarray,
-    fpir: float,
-    excluded: np.ndarray | None = None,
-) -> float:
-    """Return the false negative identification rate at a false positive identification rate.
+@dataclass(frozen=True)
+class PairScores:
+    """Similarities of all pairs of photos, and which photos are measured.
 
-    A query is answered by the person of the most similar photo, from a threshold on. The threshold
-    is the lowest at which at most `fpir` of the queries of people outside the gallery are
-    answered; the result is the share of queries of people inside it that are then not answered,
-    or answered by somebody else. NaN with fewer than 1/fpir queries from outside, or none inside.
+    Of one group's photos (`of`), verification compares them with each other; searches have them
+    as queries, among all photos.
 
-    Args:
-        similarity: (N, M) of queries and gallery.
-        query_people: (N,) who is on the photo; some are in the gallery and some are not.
-        gallery_people: (M,) who is on the photo.
-        fpir: in (0, 1).
-        excluded: (N, M) bool, pairs to leave out; a query all of whose mates are is left out.
-
-    Source: ISO/IEC 19795-1:2021, FPIR and FNIR at rank 1.
+    similarity: (N, N) of all photos.
+    all_people: (N,) person on the photo.
+    galleries: (n_draws, G) indices of photos, one per person; (0, 0): none were drawn.
+    ranks: (N, n_draws) as `gallery_ranks` returns them.
+    retrieval: of all photos.
+    calibration_pairs: pairs of other people, which likelihood ratios are calibrated on, if any.
+    photos: (n,) indices of the photos that are measured.
     """
-    kept = np.ones(similarity.shape, dtype=bool) if excluded is None else ~excluded
-    same = query_people[:, None] == gallery_people
-    mate = np.where(same & kept, similarity, -np.inf).max(axis=1, initial=-np.inf)
-    other = np.where(~same & kept, similarity, -np.inf).max(axis=1, initial=-np.inf)
-    inside = (same & kept).any(axis=1)
-    false = np.sort(other[~same.any(axis=1)])[::-1]
-    if len(false) * fpir < 1 or not inside.any():
-        return np.nan
-    allowed = np.searchsorted(np.arange(len(false) + 1) / len(false), fpir, side="right") - 1
-    threshold = false[allowed]  # to be exceeded: then `allowed` false answers at most
-    return float(1 - ((mate > threshold) & (mate > other))[inside].mean())
+
+    similarity: np.ndarray
+    all_people: np.ndarray
+    galleries: np.ndarray
+    ranks: np.ndarray
+    retrieval: Retrieval
+    calibration_pairs: Comparisons | None
+    photos: np.ndarray
+
+    def of(self, rows: np.ndarray) -> PairScores:
+        """Return the scores of some of the photos that are measured, (n,) indices of these."""
+        return replace(self, photos=self.photos[rows])
+
+    @property
+    def people(self) -> np.ndarray:
+        """The person on each photo that is measured, (n,)."""
+        return self.all_people[self.photos]
+
+    @cached_property
+    def available(self) -> tuple[str, ...]:
+        """The `needs` of measures that can be taken."""
+        exists = {
+            "pairs": True,
+            "galleries": len(self.galleries) > 0,
+            "calibration": self.calibration is not None,
+        }
+        return tuple(need for need, found in exists.items() if found)
+
+    @cached_property
+    def pairs(self) -> Comparisons:
+        """The pairs of the photos that are measured."""
+        return compare_all(self.similarity[np.ix_(self.photos, self.photos)], self.people)
+
+    @cached_property
+    def verification(self) -> Verification:
+        """The error rates of `pairs` for any weights of the people."""
+        return Verification(self.pairs)
+
+    @cached_property
+    def curve(self) -> ErrorRates:
+        """The DET curve of `pairs`."""
+        return self.verification.curve()
+
+    @cached_property
+    def calibration(self) -> ScoreCalibration | None:
+        """The calibration of likelihood ratios; None: there is nothing to fit it on."""
+        if self.calibration_pairs is None:
+            return None
+        return fit_calibration(self.calibration_pairs.score, self.calibration_pairs.genuine)
+
+    @cached_property
+    def log_ratios(self) -> np.ndarray:
+        """The natural logarithm of the likelihood ratio of each of `pairs`, (M,)."""
+        if self.calibration is None:
+            raise ValueError("likelihood ratios need a calibration")
+        return self.calibration.log_likelihood_ratio(self.pairs.score)
+
+    @property
+    def n_enrolled(self) -> int:
+        """The number of people in a gallery of the open-set search."""
+        return self.galleries.shape[1] // 2
+
+    def rank_rate(self, k: int) -> PeopleMeasure:
+        """Return the fraction of searches with a mate at rank k or better, over all galleries."""
+        ranks = self.ranks[self.photos]
+        return people_mean(np.where(np.isnan(ranks), np.nan, ranks <= k), self.people)
+
+    def open_set_fnir(self, fpir: float) -> float:
+        """Return FNIR at `fpir`, averaged over the galleries.
+
+        Half of the people of each gallery, drawn at random, are enrolled; the photos that are not
+        in the gallery search for them.
+        """
+        random, rates = np.random.default_rng(OPEN_SET_SEED), []
+        for gallery in self.galleries:
+            enrolled = random.permutation(gallery)[: self.n_enrolled]
+            query = np.setdiff1d(self.photos, gallery)
+            people = self.all_people[query], self.all_people[enrolled]
+            rates.append(fnir_at_fpir(self.similarity[np.ix_(query, enrolled)], *people, fpir))
+        defined = np.array(rates)[~np.isnan(rates)]
+        return float(defined.mean()) if len(defined) else np.nan

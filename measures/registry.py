@@ -1,23 +1,34 @@
 """The table of measures: one row each. Whatever computes, prints, draws or compares loops over it.
 
-A new measure is a row here and its function. `needs` says what the function is given:
+A new measure is a row here and its function. `needs` says which evaluations have the measure, and
+what its function is given:
 
-classes       `classes.ClassPredictions` of any task
-two classes   the same, of tasks with exactly two classes
-people        the same, of tasks whose classes are people (identity)
-ages          the same, of tasks whose classes are age ranges
-pairs         `pairs.PairScores`: similarities of all pairs of photos
-galleries     the same, where gallery draws exist (unseen people)
-calibration   the same, where calibration people exist (test split of unseen people)
+classes        `classes.ClassPredictions` of any task
+probabilities  the same; the measure is also taken before temperature scaling
+two classes    the same, of tasks with two named classes
+people         the same, of tasks whose classes are people (identity)
+ages           the same, of tasks whose classes are age ranges
+pairs          `pairs.PairScores`: similarities of all pairs of photos
+galleries      the same, where galleries were drawn (unseen people)
+calibration    the same, where a calibration of likelihood ratios could be fitted
+
+The function returns a number, or a `bootstrap.PeopleMeasure`, which adds a 95 % confidence interval
+over people. Only the latter can be a headline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score
+
 from dataset_11k import TASKS
+from measures import classes, likelihood_ratio, pairs
+from measures.bootstrap import people_balanced_accuracy, people_mean, people_roc_auc
+from measures.pairs import BURST
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,9 @@ NATS = Unit("\u00a0nats", 1, 3, "nats")
 COUNT = Unit("", 1, 0, "count")
 NUMBER = Unit("", 1, 3)
 
+CLASS_NEEDS = ("classes", "probabilities", "two classes", "people", "ages")
+PAIR_NEEDS = ("pairs", "galleries", "calibration")
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -63,8 +77,9 @@ class Measure:
     explanation: one or two sentences for a reader: what it is, what is good.
     function: returns the value, or, of a headline, a `bootstrap.PeopleMeasure`.
     needs: see above.
-    headline: gets a 95 % confidence interval over people, differences to baselines, groups.
+    headline: gets differences to baselines and values by group besides its interval.
     block: key of the nested object in metrics.json that holds it; empty: none.
+    chance: of pairs: returns what guessing reaches, from the same argument; None: unknown.
     """
 
     key: str
@@ -76,3 +91,406 @@ class Measure:
     higher_is_better: bool = True
     headline: bool = False
     block: str = ""
+    chance: Callable[[Any], float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a row that no evaluation would have."""
+        if self.needs not in (*CLASS_NEEDS, *PAIR_NEEDS):
+            known = ", ".join((*CLASS_NEEDS, *PAIR_NEEDS))
+            raise ValueError(f"measure {self.key} needs {self.needs!r}. Known: {known}")
+
+
+_ROWS = (
+    # ------------------------------------------------------------------------- classes
+    Measure(
+        "accuracy",
+        "accuracy",
+        "Fraction of photos with the correct class.",
+        lambda p: accuracy_score(p.true, p.predicted),
+    ),
+    Measure(
+        "balanced_accuracy",
+        "balanced accuracy",
+        "Recall averaged over the classes that occur. Always predicting one class scores"
+        " 1 / number of classes.",
+        lambda p: people_balanced_accuracy(
+            p.true, p.predicted, p.people, classes_are_people=p.classes_are_people
+        ),
+        headline=True,
+    ),
+    Measure(
+        "macro_f1",
+        "macro F1",
+        "F1 score (harmonic mean of precision and recall) averaged over the classes.",
+        lambda p: f1_score(p.true, p.predicted, average="macro", zero_division=0),
+    ),
+    Measure(
+        "batch_mean_balanced_accuracy",
+        "mean of per-batch balanced accuracies (as published)",
+        "Balanced accuracy of every 20 consecutive photos, averaged. Higher than balanced accuracy"
+        " because few classes occur in a batch; use it only to compare with published scores.",
+        lambda p: classes.batch_mean_balanced_accuracy(p.true, p.predicted),
+    ),
+    Measure(
+        "top_1",
+        "top-1 accuracy",
+        "Fraction of photos whose person has the highest score.",
+        lambda p: p.top(1),
+        needs="people",
+    ),
+    Measure(
+        "top_5",
+        "top-5 accuracy",
+        "Fraction of photos whose person is among the five with the highest scores.",
+        lambda p: p.top(5),
+        needs="people",
+    ),
+    Measure(
+        "top_10",
+        "top-10 accuracy",
+        "Fraction of photos whose person is among the ten with the highest scores.",
+        lambda p: p.top(10),
+        needs="people",
+    ),
+    Measure(
+        "roc_auc",
+        "ROC AUC",
+        "Area under the ROC curve: probability that a photo of the second class (gender: male)"
+        " scores higher than one of the first. 50 % is chance.",
+        lambda p: people_roc_auc(p.true, p.scores, p.people),
+        needs="two classes",
+        headline=True,
+    ),
+    Measure(
+        "within_one_group",
+        "within one age group",
+        "Fraction of photos whose predicted age group is the true one or next to it.",
+        lambda p: (np.abs(p.true - p.predicted) <= 1).mean(),
+        needs="ages",
+    ),
+    Measure(
+        "mae_years",
+        "mean absolute error",
+        "Mean difference between expected and true age, in years. The expected age is the mean of"
+        " the age groups' mean training ages, weighted by their probabilities.",
+        lambda p: people_mean(np.abs(p.ages - p.expected_ages), p.people),
+        needs="ages",
+        unit=YEARS,
+        higher_is_better=False,
+        headline=True,
+    ),
+    Measure(
+        "quadratic_weighted_kappa",
+        "quadratic weighted kappa",
+        "Agreement of predicted and true age group beyond chance, where an error counts as the"
+        " square of its distance: 1 is perfect, 0 is chance.",
+        lambda p: classes.quadratic_weighted_kappa(p.true, p.predicted),
+        needs="ages",
+        unit=NUMBER,
+    ),
+    Measure(
+        "brier",
+        "Brier score",
+        "Half the mean squared distance between predicted probabilities and the true class: 0 is"
+        " perfect, 1 is worst.",
+        lambda p: classes.brier_score(p.true, p.probabilities),
+        needs="probabilities",
+        unit=NUMBER,
+        higher_is_better=False,
+    ),
+    Measure(
+        "expected_calibration_error",
+        "expected calibration error",
+        "Mean difference between confidence and accuracy over 15 bins of confidence: 0 % is"
+        " perfect calibration.",
+        lambda p: classes.expected_calibration_error(p.true, p.probabilities),
+        needs="probabilities",
+        higher_is_better=False,
+    ),
+    Measure(
+        "log_loss",
+        "log loss",
+        "Mean negative logarithm of the probability given to the true class: 0 is perfect.",
+        lambda p: classes.log_loss(p.true, p.probabilities),
+        needs="probabilities",
+        unit=NATS,
+        higher_is_better=False,
+    ),
+    # ------------------------------------------------------------------------- pairs
+    Measure(
+        "n_genuine",
+        "genuine pairs",
+        "Number of pairs of two photos of the same person.",
+        lambda s: s.curve.n_genuine,
+        needs="pairs",
+        unit=COUNT,
+    ),
+    Measure(
+        "n_impostor",
+        "impostor pairs",
+        "Number of pairs of two photos of different people.",
+        lambda s: s.curve.n_impostor,
+        needs="pairs",
+        unit=COUNT,
+    ),
+    Measure(
+        "eer",
+        "EER",
+        "Equal error rate: the error at the threshold where false match rate and false non-match"
+        " rate are equal. 50 % is chance.",
+        lambda s: s.verification.equal_error_rate(),
+        needs="pairs",
+        higher_is_better=False,
+        headline=True,
+        chance=lambda s: 0.5,  # of scores that are independent of the person
+    ),
+    Measure(
+        "fnmr_at_fmr_0.01",
+        "FNMR at FMR 1 %",
+        "False non-match rate (genuine pairs rejected) at the threshold that accepts 1 % of the"
+        " impostor pairs (false match rate).",
+        lambda s: pairs.fnmr_at_fmr(s.curve, 0.01),
+        needs="pairs",
+        higher_is_better=False,
+    ),
+    Measure(
+        "fnmr_at_fmr_0.001",
+        "FNMR at FMR 0.1 %",
+        "False non-match rate (genuine pairs rejected) at the threshold that accepts 0.1 % of the"
+        " impostor pairs (false match rate).",
+        lambda s: pairs.fnmr_at_fmr(s.curve, 0.001),
+        needs="pairs",
+        higher_is_better=False,
+    ),
+    Measure(
+        "rank_1",
+        "rank-1",
+        "Fraction of photos whose most similar gallery photo shows the same person. The gallery"
+        " has one photo per person; mean over several random galleries.",
+        lambda s: s.rank_rate(1),
+        needs="galleries",
+        headline=True,
+        chance=lambda s: 1 / s.galleries.shape[1],
+    ),
+    Measure(
+        "rank_5",
+        "rank-5",
+        "Fraction of photos with the same person among the five most similar gallery photos.",
+        lambda s: s.rank_rate(5).value,
+        needs="galleries",
+    ),
+    Measure(
+        "rank_10",
+        "rank-10",
+        "Fraction of photos with the same person among the ten most similar gallery photos.",
+        lambda s: s.rank_rate(10).value,
+        needs="galleries",
+    ),
+    Measure(
+        "mAP",
+        "mAP",
+        "Mean average precision of ranking all other photos by similarity: 100 % if every photo of"
+        " the same person comes before all photos of others.",
+        lambda s: people_mean(s.retrieval.average_precision[s.photos], s.people),
+        needs="galleries",
+        headline=True,
+    ),
+    Measure(
+        "mINP",
+        "mINP",
+        "Mean inverse negative penalty: number of photos of the same person divided by the rank of"
+        " the last of them. 100 % if all of them come first.",
+        lambda s: people_mean(s.retrieval.inverse_penalty[s.photos], s.people).value,
+        needs="galleries",
+    ),
+    Measure(
+        "fnir_at_fpir_0.01",
+        "FNIR at FPIR 1 %",
+        "Open-set search: false negative identification rate (enrolled people not found) at the"
+        " threshold where 1 % of the searches for people who are not enrolled return somebody.",
+        lambda s: s.open_set_fnir(0.01),
+        needs="galleries",
+        higher_is_better=False,
+        block="open_set",
+    ),
+    Measure(
+        "fnir_at_fpir_0.1",
+        "FNIR at FPIR 10 %",
+        "Open-set search: false negative identification rate (enrolled people not found) at the"
+        " threshold where 10 % of the searches for people who are not enrolled return somebody.",
+        lambda s: s.open_set_fnir(0.1),
+        needs="galleries",
+        higher_is_better=False,
+        block="open_set",
+    ),
+    Measure(
+        "n_draws",
+        "random galleries",
+        "Number of random galleries that open-set rates are averaged over.",
+        lambda s: len(s.galleries),
+        needs="galleries",
+        unit=COUNT,
+        block="open_set",
+    ),
+    Measure(
+        "n_gallery_people",
+        "people enrolled",
+        "Number of people in a gallery of the open-set search.",
+        lambda s: s.n_enrolled,
+        needs="galleries",
+        unit=COUNT,
+        block="open_set",
+    ),
+    Measure(
+        "n_outside_people",
+        "people not enrolled",
+        "Number of people who are searched for in the open-set search but not in the gallery.",
+        lambda s: s.galleries.shape[1] - s.n_enrolled,
+        needs="galleries",
+        unit=COUNT,
+        block="open_set",
+    ),
+    Measure(
+        "calibration_people",
+        "people in the calibration set",
+        "Number of people whose pairs the likelihood ratios were calibrated on.",
+        lambda s: len(np.unique(s.calibration_pairs.people)),
+        needs="calibration",
+        unit=COUNT,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "calibration_pairs",
+        "pairs in the calibration set",
+        "Number of pairs that the likelihood ratios were calibrated on.",
+        lambda s: len(s.calibration_pairs.score),
+        needs="calibration",
+        unit=COUNT,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "slope",
+        "slope of the calibration",
+        "Change of the natural logarithm of the likelihood ratio per unit of similarity.",
+        lambda s: s.calibration.slope,
+        needs="calibration",
+        unit=NUMBER,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "intercept",
+        "intercept of the calibration",
+        "Natural logarithm of the likelihood ratio at similarity 0.",
+        lambda s: s.calibration.intercept,
+        needs="calibration",
+        unit=NUMBER,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "cllr",
+        "Cllr",
+        "Log-likelihood-ratio cost: 0 is perfect, 1 is as good as no evidence, above 1 misleads."
+        " A likelihood ratio is how many times more probable a similarity is for the same person"
+        " than for different people.",
+        lambda s: likelihood_ratio.people_cllr(s.log_ratios, *s.pairs[1:]),
+        needs="calibration",
+        unit=BITS,
+        higher_is_better=False,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "cllr_min",
+        "minimum Cllr",
+        "Cllr after the best calibration that keeps the order of the scores; the rest of Cllr is"
+        " lost by calibration.",
+        lambda s: likelihood_ratio.cllr_min(s.log_ratios, s.pairs.genuine),
+        needs="calibration",
+        unit=BITS,
+        higher_is_better=False,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "misleading_genuine",
+        "misleading evidence, genuine pairs",
+        "Fraction of genuine pairs with a likelihood ratio below 1.",
+        lambda s: likelihood_ratio.fraction_positive(-s.log_ratios[s.pairs.genuine]),
+        needs="calibration",
+        higher_is_better=False,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "misleading_impostor",
+        "misleading evidence, impostor pairs",
+        "Fraction of impostor pairs with a likelihood ratio above 1.",
+        lambda s: likelihood_ratio.fraction_positive(s.log_ratios[~s.pairs.genuine]),
+        needs="calibration",
+        higher_is_better=False,
+        block="likelihood_ratio",
+    ),
+)
+
+MEASURES: dict[str, Measure] = {row.key: row for row in _ROWS}  # in the order of tables
+
+
+def measures_for(task: str) -> list[Measure]:
+    """Return the rows that a task's class predictions are measured by."""
+    row = TASKS[task]
+    applies = {
+        "classes": True,
+        "probabilities": True,
+        "two classes": row.classes is not None and len(row.classes) == 2,
+        "people": row.classes is None,
+        "ages": row.in_years,
+    }
+    return [measure for measure in MEASURES.values() if applies.get(measure.needs)]
+
+
+def pair_measures() -> list[Measure]:
+    """Return the rows that similarities of pairs of photos are measured by."""
+    return [measure for measure in MEASURES.values() if measure.needs in PAIR_NEEDS]
+
+
+# ----------------------------------------------------------------------------- beside the measures
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a measure is compared with: `name` and one sentence for a reader."""
+
+    name: str
+    explanation: str
+
+
+BASELINES = {
+    "majority_class": Baseline(
+        "majority class", "Always predicts the most frequent class of the training photos."
+    ),
+    "identity_lookup": Baseline(
+        "identity lookup",
+        "Predicts the training label of the person that the identity head names: it recognises"
+        " people and reads nothing else from a photo.",
+    ),
+    "nearest_neighbour": Baseline(
+        "nearest neighbour",
+        "Predicts the class of the training photo with the most similar embedding.",
+    ),
+    "chance": Baseline("chance", "Guesses at random."),
+}
+
+
+@dataclass(frozen=True)
+class PairKind:
+    """Which pairs of photos are compared.
+
+    name: for a reader.
+    excluded_gap: genuine pairs at most this many frames apart are left out; 0: none.
+    """
+
+    name: str
+    excluded_gap: int
+
+
+PAIR_KINDS = {
+    "all_pairs": PairKind("all pairs", 0),
+    f"beyond_{BURST}_frames": PairKind(f"pairs more than {BURST} frames apart", BURST),
+}

@@ -1,1 +1,1 @@
-"""Reports: numbers in, pages and figures out; nothing is measured here."""
+"""Reports: the numbers and arrays of test.py and train.py in, HTML pages and pictures out."""

@@ -1,126 +1,42 @@
-"""The page of an evaluation or of a training, from the files in its folder: no model, no data."""
+"""The pages of an evaluation and of a training, from the files in their folders: no model.
+
+Python prepares tables, charts and sentences; the templates beside this file lay them out.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from measures.classes import true_ranks
-from pages.charts import (
-    age_chart,
-    cmc_chart,
-    confusion_chart,
-    headline_chart,
-    pair_charts,
-    people_chart,
-    percent,
-    reliability_chart,
-    slice_charts,
-    training_charts,
-)
-from pages.html import (
-    NOTHING,
-    Html,
-    bullets,
-    details,
-    escape,
-    group,
-    heading,
-    image,
-    item_list,
-    join,
-    page,
-    paragraph,
-    section,
-    table,
-    terms,
-)
-from pages.wording import (
-    KINDS,
-    NONE,
-    ONE_SESSION,
-    TASKS,
-    TERMS,
-    Headline,
-    between,
-    headlines,
-    is_of_strangers,
-    leakage_rows,
-    matching_of,
-    name,
-    number,
-    summary,
-    verdict,
-    warnings,
-    what_the_control_means,
-    what_was_measured,
-)
-from utils import UserError, atomic_write
+from dataset_11k import TASKS, open_photo
+from engine.checkpoint import best_checkpoint, read_epochs, read_run
+from measures.metrics_json import class_predictions
+from measures.registry import MEASURES, PAIR_KINDS, PERCENT
+from pages import charts, wording
+from pages.charts import Chart, Table, data_uri
+from pages.figures import PHOTO_COLUMNS, PhotoPanel, draw_photos, save_figure
+from pages.wording import capitalize, name_of
+from utils import UserError, write_text
 
 METRICS_KEYS = ("protocol", "aspect", "split", "backbone", "n_images", "tasks")
 
-PHOTO_SIDE, PHOTO_QUALITY = 160, 70  # pixels; of JPEG
+PHOTO_SIZE, JPEG_QUALITY = 160, 70  # pixels of the longer side on the page; of JPEG
 
-N_PHOTOS = 6  # mistakes of each task, and as many random photos with every answer right
+GRID_PHOTO_SIZE = 400  # pixels in sample_grid.png
 
-N_PEOPLE = 10  # who are named as often wrong; all are in a table to open
+N_PEOPLE = 10  # with the most errors; all are in a table to open
 
-LEFT_OUT = "they were left out, as hand photos are biometric data"
-
-FOOTER = (
-    "Written by IGAE-Net's report.py. Research software: a score is no proof of identity. Hand"
-    " photos and what is said of them are biometric data; keep this page accordingly."
-)
-
-MEASURES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "batch_mean_balanced_accuracy": "per-batch mean (as published; not a balanced accuracy)",
-    "top_5": "top-5",
-    "roc_auc": "ROC AUC",
-    "within_one_group": "within one age group",
-    "mae_years": "mean absolute error",
-    "quadratic_weighted_kappa": "quadratic weighted kappa (1 perfect, 0 chance)",
-    "brier": "Brier score (0 perfect)",
-    "expected_calibration_error": "expected calibration error",
-    "log_loss": "log loss in nats (0 perfect)",
-}
-
-PLAIN = ("quadratic_weighted_kappa", "brier", "log_loss")  # no share of anything
-
-PAIR_MEASURES = {
-    **{"n_genuine": "genuine pairs", "n_impostor": "impostor pairs", "eer": "EER"},
-    **{"fnmr_at_fmr_0.01": "FNMR at FMR 1 %", "fnmr_at_fmr_0.001": "FNMR at FMR 0.1 %"},
-    **{"rank_1": "rank-1", "rank_5": "rank-5", "rank_10": "rank-10", "mAP": "mAP", "mINP": "mINP"},
-}
-
-OPEN_SET = {
-    "n_gallery_people": "people in the gallery",
-    "n_outside_people": "people outside the gallery",
-    "fnir_at_fpir_0.01": "FNIR at FPIR 1 %",
-    "fnir_at_fpir_0.1": "FNIR at FPIR 10 %",
-}
-
-LIKELIHOOD = {
-    "calibrated_on": "calibrated on the split",
-    "calibration_people": "people calibrated on",
-    "calibration_pairs": "pairs calibrated on",
-    "cllr": "Cllr in bits",
-    "cllr_interval": "Cllr, 95 % interval",
-    "cllr_min": "Cllr min in bits",
-    "misleading_genuine": "misleading: pairs of one person with LR under 1",
-    "misleading_impostor": "misleading: pairs of two people with LR over 1",
-}
+NO_PHOTOS = "hand photos are biometric data and were left out"
 
 
 # ----------------------------------------------------------------------------- files
@@ -132,519 +48,455 @@ class Results:
 
     folder: Path
     metrics: dict[str, Any]
-    table: pd.DataFrame
+    predictions: pd.DataFrame
     arrays: dict[str, np.ndarray]
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that were classified: not the identity of strangers."""
-        strangers = is_of_strangers(self.metrics)
-        return [task for task in TASKS if task != "identity" or not strangers]
+        """The tasks with photos of a known class."""
+        return wording.classified_tasks(self.metrics["tasks"])
 
-    def answers(self, task: str) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return true classes, (N,), logits, (N, C), and temperature of the photos of known class.
+    def known(self, task: str) -> np.ndarray:
+        """Return which photos have a known class, (N,) bool."""
+        return self.arrays[f"{task}_true"] >= 0
 
-        Of files of older versions without the latter, 1.
-        """
-        true = self.arrays[f"{task}_true"]
-        logits = self.arrays[f"{task}_logits"][true >= 0].astype(np.float64)
-        return true[true >= 0], logits, float(self.arrays.get(f"{task}_temperature", 1.0))
+    def correct(self) -> pd.DataFrame:
+        """Return 1.0 (correct), 0.0 or NaN (class unknown) of each photo, a column per task."""
+        table = self.predictions
+        columns = {
+            t: (table[f"{t}_true"] == table[f"{t}_pred"]).where(self.known(t)) for t in self.tasks
+        }
+        return pd.DataFrame(columns, dtype=np.float64)
 
 
 def read_results(folder: Path) -> Results:
     """Return what test.py wrote into a folder.
 
     Raises:
-        UserError: a file is missing, cannot be read, or belongs to another evaluation.
+        UserError: a file is missing, damaged, or belongs to another evaluation.
     """
-    metrics = _read_json(folder / "metrics.json", METRICS_KEYS, "test.py")
-    if not isinstance(metrics["tasks"], dict):
-        raise UserError(f"{folder / 'metrics.json'}: tasks is no table; run test.py again")
-    answers = _read_answers(folder / "predictions.csv")
-    arrays = _read_arrays(folder / "predictions.npz")
-    if len(answers) != len(arrays["gender_true"]):
+    metrics = read_metrics(folder)
+    tasks = [task for task, block in metrics["tasks"].items() if block]
+    predictions = _read_predictions(folder / "predictions.csv", tasks)
+    arrays = _read_arrays(folder / "predictions.npz", tasks)
+    if len(predictions) != len(arrays["people"]):
         raise UserError(
-            f"{folder}: predictions.csv has {len(answers)} rows, predictions.npz"
-            f" {len(arrays['gender_true'])}; run test.py again"
+            f"files of different evaluations: {folder} (predictions.csv has {len(predictions)}"
+            f" photos, predictions.npz {len(arrays['people'])}). Run test.py again"
         )
-    return Results(folder, metrics, answers, arrays)
+    return Results(folder, metrics, predictions, arrays)
 
 
-def _read_json(path: Path, keys: Sequence[str], author: str) -> dict[str, Any]:
-    """Return a JSON object that has the keys."""
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return metrics.json.
+
+    Raises:
+        UserError: it is missing, damaged, or no file of test.py.
+    """
+    path = folder / "metrics.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [k for k in METRICS_KEYS if not isinstance(found, dict) or k not in found]
+        if missing or not isinstance(found["tasks"], dict):
+            raise ValueError(f"no {', '.join(missing) or 'table of tasks'}")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); give a folder that {author} wrote"
-        ) from error
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; give a folder that {author} wrote")
+        raise UserError(f"cannot read {path}: {error}. Give a folder that test.py wrote") from error
     return found
 
 
-def _read_answers(path: Path) -> pd.DataFrame:
-    """Return predictions.csv: texts, but for the probabilities."""
-    columns = {f"{task}_{part}" for task in TASKS for part in ("true", "pred", "prob")}
+def _read_predictions(path: Path, tasks: Sequence[str]) -> pd.DataFrame:
+    """Return predictions.csv: text, except for the probabilities."""
+    columns = {f"{task}_{part}" for task in tasks for part in ("true", "pred", "prob")}
     try:
         found = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if missing := sorted(columns.union({"image_path"}) - set(found.columns)):
-            raise ValueError(f"it lacks the columns {', '.join(missing)}")
-        return found.assign(**{f"{t}_prob": found[f"{t}_prob"].astype(float) for t in TASKS})
+        if missing := sorted({"image_path", *columns} - set(found.columns)):
+            raise ValueError(f"no columns {', '.join(missing)}")
+        return found.assign(**{f"{t}_prob": found[f"{t}_prob"].astype(float) for t in tasks})
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run test.py again") from error
+        raise UserError(f"cannot read {path}: {error}. Run test.py again") from error
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return predictions.npz, checked for the rows of each task."""
+def _read_arrays(path: Path, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return predictions.npz after a check of the shapes."""
     try:
         with np.load(path) as file:
             found = {key: file[key] for key in file.files}
-        for task in TASKS:
-            rows = len(found[f"{task}_true"])
-            shape = (rows, len(found[f"{task}_classes"]))
-            if found[f"{task}_logits"].shape != shape or rows != len(found["gender_true"]):
+        for task in tasks:
+            shape = (len(found["people"]), len(found[f"{task}_classes"]))
+            if found[f"{task}_logits"].shape != shape or len(found[f"{task}_true"]) != shape[0]:
                 raise ValueError(f"{task}_logits does not fit {task}_true and {task}_classes")
         return found
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error}; run test.py again") from error
     except Exception as error:  # numpy and zipfile raise half a dozen types for damaged files
-        raise UserError(f"{path} cannot be read ({error}); run test.py again") from error
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; one that a kill left unfinished at the end is dropped.
-
-    Raises:
-        UserError: the file cannot be read, or holds no epoch.
-    """
-    records: list[dict[str, Any]] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for i, line in enumerate(lines):
-            try:
-                records.append(json.loads(line))
-                records[-1]["epoch"] + 0
-            except (ValueError, TypeError, KeyError) as error:
-                if i < len(lines) - 1:
-                    raise ValueError(f"line {i + 1} holds no epoch") from error
-                del records[i:]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); give a folder that train.py wrote"
-        ) from error
-    if not records:
-        raise UserError(f"{path} holds no epoch yet; train first")
-    return records
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"cannot read {path}: {reason}. Run test.py again") from error
 
 
 def best_epoch(run_dir: Path) -> int | None:
-    """Return the epoch that train.py kept as the best; None: its checkpoint is not there."""
-    found = [re.fullmatch(r"checkpoint-(\d+)-best", p.stem) for p in run_dir.glob("*-best.pth")]
-    return max((int(match[1]) for match in found if match), default=None)
+    """Return the epoch of the run's best checkpoint, if it exists."""
+    path = best_checkpoint(run_dir)
+    return None if path is None else int(path.stem.split("-")[1])
 
 
-# ----------------------------------------------------------------------------- the answer
-
-
-def answer_blocks(results: Results) -> list[Html]:
-    """Return what comes first: what was measured, what must be known, the numbers, how sure."""
-    metrics = results.metrics
-    lines = headlines(metrics["tasks"])
-    reason = metrics.get("protocol_reason")
-    warned = warnings(metrics)
-    pairs = matching_of(metrics["tasks"])
-    return [
-        paragraph(what_was_measured(metrics), "lead"),
-        paragraph(summary(lines), "lead"),
-        paragraph(f"Why this protocol: {reason}") if reason else NOTHING,
-        group("warnings", [heading("Before you read the numbers"), bullets(warned)])
-        if warned
-        else NOTHING,
-        item_list("cards", [card(line) for line in lines]),
-        paragraph(ONE_SESSION) if pairs else NOTHING,
-        headline_chart(lines),
-        details("What the terms mean", terms(TERMS)),
-    ]
-
-
-def card(line: Headline) -> Html:
-    """Return a headline number with its interval, controls and verdict."""
-    sure = between(line.low, line.high, line.measure)
-    beside = [f"{name(k)} {number(v, line.measure)}" for k, v in line.controls.items()]
-    return join(
-        [
-            heading(line.name[0].upper() + line.name[1:]),
-            paragraph(number(line.value, line.measure), "number"),
-            paragraph(f"95 % interval {sure}, {line.n_photos} photos of {line.n_people} people")
-            if sure != NONE
-            else NOTHING,
-            paragraph(f"Controls: {', '.join(beside)}") if beside else NOTHING,
-            paragraph(verdict(line), "quiet"),
-        ]
+@cache
+def templates() -> Environment:
+    """Return the templates; what they print is escaped."""
+    folder = Path(__file__).parent / "templates"
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
-def control_blocks(results: Results) -> list[Html]:
-    """Return what the difference to the controls means, and how near the training photos are."""
-    leakage = results.metrics.get("leakage")
-    near = NOTHING
-    if leakage:
-        rows = leakage_rows(leakage)
-        near = join(
-            [
-                heading("Leakage"),
-                paragraph(
-                    "How near these photos are to those trained on. Frames of one video a number"
-                    " or two apart are almost the same picture: answering them is remembering."
-                ),
-                table("Share of the photos reported on of which", ["", "share"], rows),
-            ]
-        )
-    return [
-        paragraph(what_the_control_means(is_of_strangers(results.metrics))),
-        paragraph(
-            "Majority class always gives the most frequent answer of the training photos. Identity"
-            " lookup gives what the training photos say of the person whom the identity head names;"
-            " nearest embedding, of the person on the training photo that is most alike."
-        ),
-        near,
-        measure_table(results),
-        pair_table(matching_of(results.metrics["tasks"])),
-    ]
+# ----------------------------------------------------------------------------- tables
 
 
-def measure_table(results: Results) -> Html:
-    """Return all measures of the classified tasks, to open."""
-    blocks = {task: results.metrics["tasks"].get(task) or {} for task in results.tasks}
-
-    def row(title: str, key: str, parts: Sequence[Mapping[str, Any]]) -> list[str]:
-        values = [part.get(key) for part in parts]
-        if key in PLAIN:
-            return [title, *(NONE if value is None else f"{value:.3f}" for value in values)]
-        return [title, *(number(value, key) for value in values)]
-
-    after = list(blocks.values())
-    before = [block.get("before_temperature") or {} for block in after]
-    rows = [row(title, key, after) for key, title in MEASURES.items()]
-    rows += [
-        row(f"before temperature: {MEASURES[key]}", key, before)
-        for key in ("brier", "expected_calibration_error", "log_loss")
-    ]
-    there = [line for line in rows if set(line[1:]) != {NONE}]
-    shown = table("Every measure of the answers", ["", *map(name, blocks)], there)
-    return details("Every measure of the answers", shown)
+def baseline_table(lines: Sequence[wording.Headline]) -> Table:
+    """Return the headline numbers beside their baselines."""
+    used = dict.fromkeys(key for line in lines for key in line.baselines)
+    rows = []
+    for line in lines:
+        unit = line.measure.unit
+        best = line.differences.get(line.best_baseline, (None, None))
+        values = [line.text, *(unit.format(line.baselines.get(key)) for key in used)]
+        rows.append([line.name, *values, unit.format_interval(*best)])
+    header = ["", "model", *map(name_of, used), "difference to the best baseline, 95 % interval"]
+    return Table("Results and baselines", header, rows)
 
 
-def pair_table(pairs: Mapping[str, Any]) -> Html:
-    """Return all measures of pairs of photos, to open."""
-    kinds = {kind: pairs[kind] for kind in KINDS if pairs.get(kind)}
-    if not kinds:
-        return NOTHING
+def measure_table(caption: str, blocks: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return every measure that was computed.
 
-    def rows(titles: Mapping[str, str], parts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-        found = [
-            [title, *(shown(part.get(key), key) for part in parts)] for key, title in titles.items()
-        ]
-        return [line for line in found if set(line[1:]) != {NONE}]
-
-    def shown(value: Any, key: str) -> str:
-        if isinstance(value, str) or key.startswith(("n_", "calibration_")):
-            return NONE if value is None else str(value)
-        if key.startswith("cllr"):
-            return NONE if value is None else f"{value:.3f}"
-        return number(value, key)
-
-    header = ["", *map(name, kinds)]
-    parts = list(kinds.values())
-    captions = (
-        ("Verification and retrieval", PAIR_MEASURES, parts),
-        ("Open-set search", OPEN_SET, [part.get("open_set") or {} for part in parts]),
-        ("Likelihood ratios", LIKELIHOOD, [likelihood_facts(part) for part in parts]),
-    )
-    tables = [table(c, header, found) for c, t, p in captions if (found := rows(t, p))]
-    return details("Every measure of pairs of photos", join([paragraph(ONE_SESSION), *tables]))
-
-
-def likelihood_facts(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was measured of likelihood ratios, the interval of Cllr as text."""
-    facts = part.get("likelihood_ratio") or {}
-    sure = (facts.get("intervals") or {}).get("cllr") or {}
-    if sure.get("low") is None or sure.get("high") is None:
-        return facts
-    return {**facts, "cllr_interval": f"{sure['low']:.3f} to {sure['high']:.3f}"}
-
-
-# ----------------------------------------------------------------------------- charts
-
-
-def chart_blocks(results: Results) -> list[Html]:
-    """Return the charts of classes, ranks, pairs, confidence and age."""
-    arrays, tasks = results.arrays, results.metrics["tasks"]
-    charts = [
-        confusion_chart(results.table, task, arrays[f"{task}_classes"].tolist())
-        for task in results.tasks
-    ]
-    if "identity" in results.tasks:
-        true, logits, _ = results.answers("identity")
-        ranks = true_ranks(logits, true).astype(np.float64)
-        charts.append(
-            cmc_chart([("identity head", ranks)], logits.shape[1], "the people trained on")
-        )
-    charts += pair_charts(arrays, matching_of(tasks))
-    for task in results.tasks:
-        charts.append(reliability_chart(task, *results.answers(task), tasks.get(task) or {}))
-    _, logits, temperature = results.answers("age")
-    beside = [arrays.get(key) for key in ("mean_ages", "age_years", "people")]
-    charts.append(age_chart(logits, temperature, *beside))
-    return [group("charts", charts)]
-
-
-def group_blocks(results: Results) -> list[Html]:
-    """Return the slices: charts of each task and of pairs, by gender, age, skin, accessories."""
-    tasks = results.metrics["tasks"]
-    pairs = matching_of(tasks)
-    parts = {name(task): tasks.get(task) or {} for task in results.tasks}
-    parts |= {name(kind): pairs.get(kind) or {} for kind in KINDS}
-    charts = [
-        found
-        for title, part in parts.items()
-        for found in slice_charts(title[0].upper() + title[1:], part.get("slices"))
-    ]
-    if not charts:
-        return []
-    return [
-        paragraph(
-            "The same numbers within groups of people. A gap is more than chance where its interval"
-            " leaves out 0."
-        ),
-        group("charts", charts),
-    ]
-
-
-# ----------------------------------------------------------------------------- people and photos
-
-
-def shares_right(results: Results) -> pd.DataFrame:
-    """Return the share of each person's photos answered right, a column per task."""
-    people = results.table["identity_true"]
-    right = {t: results.table[f"{t}_true"] == results.table[f"{t}_pred"] for t in results.tasks}
-    return pd.DataFrame(right).groupby(people).mean()
-
-
-def people_blocks(results: Results) -> list[Html]:
-    """Return who is often wrong: a chart, the people most often wrong, and all to open."""
-    if not len(results.table):
-        return []
-    shares = shares_right(results)
-    photos = results.table["identity_true"].value_counts()
-    order = shares.mean(axis=1).sort_values(kind="stable").index
-    rows = [
-        [str(who), str(photos[who]), *(percent(value) for value in shares.loc[who])]
-        for who in order
-    ]
-    header = ["person", "photos", *map(name, results.tasks)]
-    wrong = [row for row, who in zip(rows, order, strict=True) if (shares.loc[who] < 1).any()]
-    named = paragraph("Every photo of everybody was answered right.")
-    if wrong:
-        named = table("Most often wrong: share answered right", header, wrong[:N_PEOPLE])
-    everybody = table("Share of photos answered right, everybody", header, rows)
-    return [people_chart(shares), named, details(f"All {len(rows)} people", everybody)]
-
-
-def choose_photos(answers: pd.DataFrame, tasks: Sequence[str], seed: int = 0) -> dict[str, list]:
-    """Return rows to show: each task's most confident mistakes, and random hits, by heading."""
-    wrong = {task: answers[f"{task}_true"] != answers[f"{task}_pred"] for task in tasks}
-    chosen = {}
-    for task, mistaken in wrong.items():
-        sure = answers.loc[mistaken, f"{task}_prob"].sort_values(ascending=False, kind="stable")
-        chosen[f"Most confident mistakes: {name(task)}"] = sure.index[:N_PHOTOS].tolist()
-    hits = np.flatnonzero(~np.any(list(wrong.values()), axis=0))
-    drawn = np.random.default_rng(seed).permutation(hits)[:N_PHOTOS]
-    chosen["Random photos with every answer right"] = sorted(drawn.tolist())
-    return chosen
-
-
-def small_photo(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """Return a photo as a small JPEG, with its width and height.
-
-    Raises:
-        UserError: it cannot be read.
+    Args:
+        caption: of the table.
+        blocks: of metrics.json, by task or by kind of pairs.
     """
-    try:
-        with Image.open(path) as photo:
-            photo.draft("RGB", (2 * PHOTO_SIDE, 2 * PHOTO_SIDE))
-            small = ImageOps.exif_transpose(photo).convert("RGB")
-        small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"photo {path}, of predictions.csv, cannot be read ({error}); give --photos DIR, or"
-            " --no_photos"
-        ) from error
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=PHOTO_QUALITY)
-    return buffer.getvalue(), small.size
+    before = {key: block.get("before_temperature") or {} for key, block in blocks.items()}
+    rows = []
+    for start, parts in (("", blocks), ("before temperature scaling: ", before)):
+        for measure in wording.measures_in(list(parts.values())):
+            cells = []
+            for block in parts.values():
+                value, interval = wording.value_of(block, measure)
+                ends = measure.unit.format_interval(interval.get("low"), interval.get("high"))
+                cells.append(f"{measure.unit.format(value)}{f' ({ends})' if ends != '–' else ''}")
+            rows.append([f"{start}{measure.name}", *cells])
+    return Table(caption, ["95 % confidence interval in brackets", *map(name_of, blocks)], rows)
 
 
-def photo_box(row: pd.Series, tasks: Sequence[str], photos: Path) -> Html:
-    """Return one photo with truth and answers, a mistake by a cross and in bold."""
-    file_name = Path(row["image_path"]).name
-    said, lines = [], []
-    for task in tasks:
-        true, answer, sure = (row[f"{task}_{part}"] for part in ("true", "pred", "prob"))
-        right = true == answer
-        text = f"{name(task)} {answer} ({percent(sure)})" + ("" if right else f", is {true}")
-        said.append(f"{text}{', right' if right else ', wrong'}")
-        kind = "" if right else ' class="wrong"'
-        lines.append(Html(f"<div{kind}>{'✓' if right else '✗'} {escape(text)}</div>"))
-    data, size = small_photo(photos / file_name)
-    picture = image(data, f"Hand photo {file_name}: {'; '.join(said)}", size)
-    caption = join([*lines, Html(f'<div class="quiet">{escape(file_name)}</div>')])
-    return Html(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+def people_tables(results: Results) -> tuple[Table, Table]:
+    """Return the people with the most errors, and everybody, worst first."""
+    people = pd.Series(results.arrays["people"])
+    shares = results.correct().groupby(people.to_numpy()).mean()
+    photos = people.value_counts()
+    order = shares.mean(axis=1).sort_values(kind="stable").index
+    rows = {
+        who: [str(who), str(photos[who]), *map(PERCENT.format, shares.loc[who])] for who in order
+    }
+    wrong = [rows[who] for who in order if (shares.loc[who] < 1).any()]
+    header = ["person", "photos", *map(name_of, results.tasks)]
+    return (
+        Table("Share of photos correct, people with the most errors", header, wrong[:N_PEOPLE]),
+        Table("Share of photos correct, everybody", header, list(rows.values())),
+    )
 
 
-def photo_blocks(results: Results, photos: Path | None, why_none: str) -> list[Html]:
-    """Return photos with truth and answers, or why there are none."""
-    if photos is None:
-        return [paragraph(f"No photo is embedded: {why_none}.")]
-    blocks = []
-    for title, rows in choose_photos(results.table, results.tasks).items():
-        boxes = [photo_box(results.table.iloc[row], results.tasks, photos) for row in rows]
-        blocks += [heading(title), item_list("photos", boxes) or paragraph("None.")]
-    return blocks
-
-
-# ----------------------------------------------------------------------------- to repeat it
-
-
-def fact_table(caption: str, facts: Mapping[str, Any] | None) -> Html:
-    """Return a table of names and values; nothing without one."""
+def fact_table(caption: str, facts: Mapping[str, Any] | None) -> Table | None:
+    """Return a table of names and values; None without one."""
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
         for key, value in (facts or {}).items()
     ]
-    return table(caption, ["name", "value"], rows, "long") if rows else NOTHING
+    return Table(caption, ["name", "value"], rows, "long") if rows else None
 
 
-def run_tables(run: Mapping[str, Any]) -> list[Html]:
-    """Return what a run's config.json, or the same parts of metrics.json, says."""
+def run_tables(run: Mapping[str, Any]) -> list[Table]:
+    """Return the contents of a run's config.json, or of metrics.json's `training`."""
     facts = {key: run[key] for key in ("commit", "aspect", "best") if key in run}
-    captions = {
-        "config": "Flags of the training",
-        "resolved": "What auto came to",
-        "environment": "Versions and machine of the training",
-        "fingerprints": "Fingerprints of the split files",
-    }
-    tables = [fact_table(caption, run.get(key)) for key, caption in captions.items()]
-    return [fact_table("The training", facts), *tables]
+    found = [
+        fact_table("Training", facts),
+        fact_table("Flags of train.py", run.get("config")),
+        fact_table("Resolved settings", run.get("resolved")),
+        fact_table("Versions and machine of the training", run.get("environment")),
+        fact_table("SHA-256 of the split files", run.get("fingerprints")),
+    ]
+    return [table for table in found if table is not None]
 
 
-def repeat_blocks(results: Results) -> list[Html]:
-    """Return everything needed to repeat the evaluation and its training."""
-    metrics = results.metrics
-    beside = results.folder.parent / "config.json"
-    run = metrics.get("training") or {}
-    if beside.is_file():
-        run = {**_read_json(beside, (), "train.py"), **run}
-    apart = ("tasks", "environment", "training", "leakage", "command", "protocol_reason")
-    facts = {key: value for key, value in metrics.items() if key not in apart}
-    command = metrics.get("command")
+# ----------------------------------------------------------------------------- photos
+
+
+def choose_photos(results: Results, seed: int = 0) -> dict[str, list[int]]:
+    """Return the photos to show, by heading: random ones, then each task's most confident errors.
+
+    Args:
+        results: of the evaluation.
+        seed: of the random choice.
+    """
+    n_photos, correct = len(results.predictions), results.correct()
+    drawn = np.random.default_rng(seed).permutation(n_photos)[:PHOTO_COLUMNS]
+    chosen = {"Random photos": sorted(drawn.tolist())}
+    for task in results.tasks:
+        errors = results.predictions.loc[correct[task] == 0, f"{task}_prob"]
+        order = errors.sort_values(ascending=False, kind="stable").index[:PHOTO_COLUMNS]
+        chosen[f"Most confident errors: {name_of(task)}"] = order.tolist()
+    return chosen
+
+
+class Prediction(NamedTuple):
+    """A task's prediction for one photo, as text."""
+
+    task: str
+    predicted: str
+    probability: str
+    true: str
+    correct: bool
+
+    @property
+    def text(self) -> str:
+        """Task, predicted class and probability, and after an error the true class."""
+        said = f"{self.task}: {self.predicted} ({self.probability})"
+        return said if self.correct else f"{said}, true: {self.true}"
+
+
+def predictions_of(results: Results, photo: int) -> list[Prediction]:
+    """Return the predictions for a photo, of the tasks whose class is known."""
+    row = results.predictions.iloc[photo]
     return [
-        Html(f"<pre>{escape(command)}</pre>")
-        if command
-        else paragraph("The command was not stored."),
-        fact_table("The evaluation", facts),
-        fact_table("Versions and machine of the evaluation", metrics.get("environment")),
-        details("The training", join(run_tables(run))),
+        Prediction(
+            name_of(task),
+            row[f"{task}_pred"],
+            f"{PERCENT.scale * row[f'{task}_prob']:.0f}{PERCENT.suffix}",
+            row[f"{task}_true"],
+            row[f"{task}_true"] == row[f"{task}_pred"],
+        )
+        for task in results.tasks
+        if results.known(task)[photo]
     ]
 
 
-def curve_blocks(run_dir: Path) -> list[Html]:
-    """Return the training's curves where the run's folder is beside, or why there are none."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        records = read_records(path)
-    except UserError as error:
-        return [paragraph(f"No curves: {error}")]
-    return [group("charts", training_charts(records, best_epoch(run_dir)))]
+class Photo(NamedTuple):
+    """A photo of the page: file name, small picture, predictions."""
+
+    name: str
+    picture: Image.Image
+    predictions: list[Prediction]
+
+    @property
+    def source(self) -> str:
+        """A small JPEG as a data URI."""
+        buffer = io.BytesIO()
+        self.small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        return data_uri(buffer.getvalue(), "jpeg")
+
+    @property
+    def small(self) -> Image.Image:
+        """The picture at `PHOTO_SIZE`."""
+        return ImageOps.contain(self.picture, (PHOTO_SIZE, PHOTO_SIZE))
+
+    @property
+    def alt(self) -> str:
+        """File name and predictions."""
+        said = [f"{p.text}, {'correct' if p.correct else 'wrong'}" for p in self.predictions]
+        return f"Hand photo {self.name}: {'; '.join(said)}"
+
+    @property
+    def panel(self) -> PhotoPanel:
+        """The photo for sample_grid.png, where the true class has a line of its own."""
+        lines = []
+        for p in self.predictions:
+            mark = "✓" if p.correct else "✗"
+            lines.append((f"{mark} {p.task}: {p.predicted} ({p.probability})", p.correct))
+            lines += [] if p.correct else [(f"    true: {p.true}", False)]
+        return PhotoPanel(self.picture, lines)
+
+
+def read_photos(results: Results, folder: Path) -> dict[str, list[Photo]]:
+    """Return the photos to show, by heading.
+
+    Raises:
+        UserError: a photo is missing or cannot be decoded.
+    """
+    names = [Path(path).name for path in results.predictions["image_path"]]
+
+    def read(photo: int) -> Photo:
+        try:
+            picture = open_photo(folder / names[photo], decode_size=GRID_PHOTO_SIZE)
+        except UserError as error:
+            raise UserError(f"{error}; or give --photos DIR or --no_photos") from error
+        picture.thumbnail((GRID_PHOTO_SIZE, GRID_PHOTO_SIZE))
+        return Photo(names[photo], picture, predictions_of(results, photo))
+
+    chosen = choose_photos(results).items()
+    return {heading: [read(photo) for photo in photos] for heading, photos in chosen}
 
 
 # ----------------------------------------------------------------------------- pages
 
 
-def write_page(path: Path, text: str) -> Path:
-    """Write a page, all of it or nothing; return its path."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-    return path
+def class_charts(results: Results) -> dict[str, list[Chart]]:
+    """Return the charts of classified tasks: confusion (in the order of the tasks), cmc, ..."""
+    found: dict[str, list[Chart]] = {"confusion": [], "cmc": [], "reliability": [], "age": []}
+    for task in results.tasks:
+        predicted = class_predictions(results.arrays, task)
+        names = results.arrays[f"{task}_classes"].tolist()
+        known, block = results.predictions[results.known(task)], results.metrics["tasks"][task]
+        found["confusion"].append(charts.confusion_chart(known, task, names))
+        if predicted.classes_are_people:
+            found["cmc"].append(charts.rank_curve(predicted))
+        found["reliability"].append(charts.reliability_chart(task, predicted, block))
+        if TASKS[task].in_years and (chart := charts.age_chart(predicted, names)):
+            found["age"].append(chart)
+    return found
 
 
-def write_report(folder: Path, *, photos: Path | None, why_none: str = LEFT_OUT) -> Path:
-    """Write report.html into the folder of an evaluation; return its path.
+def report_charts(results: Results) -> dict[str, list[Chart]]:
+    """Return all charts of a report, by section."""
+    metrics_tasks = results.metrics["tasks"]
+    pairs = wording.pairs_of(metrics_tasks)
+    found = class_charts(results)
+    of_pairs = charts.pair_charts(results.arrays) if pairs else {}
+    for section in ("cmc", "det", "tippett"):
+        chart = of_pairs.get(section)
+        found[section] = found.get(section, []) + ([chart] if chart else [])
+    blocks = {task: metrics_tasks[task] for task in results.tasks}
+    blocks |= {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
+    found["headlines"] = charts.headline_charts(wording.headlines(metrics_tasks))
+    found["groups"] = [
+        chart
+        for key, block in blocks.items()
+        for chart in charts.group_charts(key, block["groups"])
+    ]
+    people = results.arrays["people"]
+    found["people"] = [charts.people_chart(results.correct().groupby(people).mean())]
+    return found
+
+
+def training_context(run_dir: Path) -> list[Chart]:
+    """Return the curves of a run; none if the folder holds no epochs."""
+    epochs = read_epochs(run_dir)
+    return charts.training_charts(epochs, best_epoch(run_dir)) if epochs else []
+
+
+def report_context(
+    results: Results, photos: Mapping[str, Sequence[Photo]] | None
+) -> dict[str, Any]:
+    """Return what report.html.j2 prints: sentences, tables, charts, photos."""
+    metrics = results.metrics
+    metrics_tasks, pairs = metrics["tasks"], wording.pairs_of(metrics["tasks"])
+    kinds = {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
+    lines = wording.headlines(metrics_tasks)
+    apart = ("tasks", "environment", "training", "leakage", "command", "protocol_reason")
+    facts = {key: value for key, value in metrics.items() if key not in apart}
+    leakage = metrics.get("leakage")
+    worst, everybody = people_tables(results)
+    return {
+        "title": f"Hands: {metrics['aspect']}, {metrics['split']}, protocol {metrics['protocol']}",
+        "description": wording.describe_evaluation(metrics),
+        "summary": wording.summary(lines),
+        "protocol_reason": metrics.get("protocol_reason"),
+        "warnings": wording.warnings(metrics),
+        "headlines": [(line, capitalize(line.name), wording.verdict(line)) for line in lines],
+        "one_session": wording.ONE_SESSION if kinds else "",
+        "explain_baselines": wording.explain_baselines(wording.is_unseen(metrics)),
+        "baselines": baseline_table(lines) if lines else None,
+        "leakage": Table(
+            "Leakage: share of these photos with ...",
+            ["", "share"],
+            wording.leakage_rows(leakage),
+        )
+        if leakage
+        else None,
+        "task_measures": measure_table(
+            "All measures of classification", {task: metrics_tasks[task] for task in results.tasks}
+        )
+        if results.tasks
+        else None,
+        "pair_measures": measure_table("All measures of pairs of photos", kinds) if kinds else None,
+        "charts": report_charts(results),
+        "worst": worst,
+        "everybody": everybody,
+        "photos": photos,
+        "command": metrics.get("command"),
+        "evaluation": fact_table("Evaluation", facts),
+        "environment": fact_table(
+            "Versions and machine of the evaluation", metrics.get("environment")
+        ),
+        "run": run_tables(metrics.get("training") or {}),
+        "terms": wording.terms(metrics_tasks),
+    }
+
+
+def write_report(folder: Path, *, photos: Path | None, why_none: str = "") -> Path:
+    """Write report.html, confusion_<task>.png and sample_grid.png of an evaluation.
 
     Args:
         folder: with metrics.json, predictions.csv and predictions.npz.
-        photos: folder of the photos that predictions.csv names; None embeds none.
-        why_none: what the page says then.
+        photos: folder of the photos that predictions.csv names; None: show no photo.
+        why_none: what the report then says; default: `NO_PHOTOS`.
+
+    Returns:
+        The path of report.html.
 
     Raises:
         UserError: a file is missing, damaged, or cannot be written.
     """
     results = read_results(folder)
-    metrics = results.metrics
-    sections = [
-        section("answer", "The answer", answer_blocks(results)),
-        section("controls", "What the numbers stand beside", control_blocks(results)),
-        section("charts", "Charts", chart_blocks(results)),
-        section("groups", "By group", group_blocks(results)),
-        section("people", "By person", people_blocks(results)),
-        section("photos", "Photos", photo_blocks(results, photos, why_none)),
-        section("training", "How it was trained", curve_blocks(folder.parent)),
-        section("repeat", "To repeat it", repeat_blocks(results)),
-    ]
-    title = f"Hands: {metrics['aspect']}, {metrics['split']}, protocol {metrics['protocol']}"
-    return write_page(folder / "report.html", page(title, sections, FOOTER))
+    shown = None if photos is None else read_photos(results, photos)
+    context = report_context(results, shown)
+    for task, chart in zip(results.tasks, context["charts"]["confusion"], strict=True):
+        save_figure(chart.figure, folder / f"confusion_{task}.png")
+    if shown is not None:
+        panels = {heading: [p.panel for p in found] for heading, found in shown.items()}
+        save_figure(draw_photos(panels), folder / "sample_grid.png", dpi=100)
+    context["why_none"] = why_none or NO_PHOTOS
+    context["training"] = training_context(folder.parent)
+    return write_page(folder / "report.html", "report.html.j2", context)
 
 
 def write_training_report(run_dir: Path) -> Path:
     """Write training.html into the folder of a run; return its path.
 
     Raises:
-        UserError: metrics.jsonl or config.json is missing, damaged, or the page cannot be written.
+        UserError: metrics.jsonl or config.json is missing or damaged, or the page cannot be
+            written.
     """
-    records = read_records(run_dir / "metrics.jsonl")
-    run = _read_json(run_dir / "config.json", ("config",), "train.py")
+    run, epochs = read_run(run_dir), read_epochs(run_dir)
+    if not epochs:
+        raise UserError(f"no finished epoch: {run_dir / 'metrics.jsonl'}. Train first")
     best = best_epoch(run_dir)
     config = run["config"]
-    said = (
-        f"{records[-1]['epoch']} epochs of {config.get('backbone')} on {run.get('aspect')},"
-        f" protocol {config.get('protocol')}."
-    )
-    sections = [
-        section("answer", "The answer", [paragraph(said, "lead"), *best_blocks(records, best)]),
-        section("charts", "Curves", [group("charts", training_charts(records, best))]),
-        section("repeat", "To repeat it", run_tables(run)),
-    ]
-    return write_page(
-        run_dir / "training.html", page(f"Training: {run_dir.resolve().name}", sections, FOOTER)
-    )
+    context = {
+        "title": f"Training: {run_dir.resolve().name}",
+        "description": f"{epochs[-1]['epoch']} epochs of {config.get('backbone')}, aspect"
+        f" {run.get('aspect')}, protocol {config.get('protocol')}.",
+        "best": best,
+        "scores": next((score_table(r) for r in epochs if r["epoch"] == best), None),
+        "charts": charts.training_charts(epochs, best),
+        "run": run_tables(run),
+    }
+    return write_page(run_dir / "training.html", "training.html.j2", context)
 
 
-def best_blocks(records: Sequence[Mapping[str, Any]], best: int | None) -> list[Html]:
-    """Return what the best epoch scored on val."""
-    record = next((r for r in records if r["epoch"] == best), None)
-    if record is None:
-        return [paragraph("Which epoch was kept is not known: its checkpoint is not there.")]
-    keys = {f"{name(task)}, balanced accuracy": f"val_balanced_accuracy_{task}" for task in TASKS}
-    keys["strangers, rank-1"] = "val_rank_1"
-    rows = [[title, percent(record[key])] for title, key in keys.items() if record.get(key)]
-    return [
-        paragraph(
-            f"Kept: epoch {best}, the best on val. It was chosen for these numbers, so they are a"
-            " little too good; test.py gives the others, with intervals."
-        ),
-        table(f"Epoch {best} on val", ["", "score"], rows),
+def score_table(epoch: Mapping[str, Any]) -> Table:
+    """Return the validation scores in a line of metrics.jsonl."""
+    keys = {
+        f"{name_of(task)}: {measure.name}": (f"val_{measure.key}_{task}", measure)
+        for task in TASKS
+        for measure in MEASURES.values()
+    }
+    keys |= {f"unseen people: {m.name}": (f"val_{m.key}", m) for m in MEASURES.values()}
+    rows = [
+        [name, measure.unit.format(epoch[key])]
+        for name, (key, measure) in keys.items()
+        if epoch.get(key) is not None
     ]
+    return Table(f"Epoch {epoch['epoch']} on val", ["", "score"], rows)
+
+
+def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
+    """Write a page atomically; return its path."""
+    write_text(path, templates().get_template(template).render(context))
+    return path

@@ -1,36 +1,30 @@
-"""Every chart of a report: the picture, how to read it, what it says in words, and its numbers.
+"""Every chart of a report: the picture, how to read it, an alternative text, and its numbers.
 
-Functions of arrays and of blocks of metrics.json. They return nothing where there is nothing to
-draw, as in files of older versions.
+Functions of the arrays of predictions.npz and of blocks of metrics.json. They return None, or
+leave out, what was not measured.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dataset_11k import TASKS
-from measures.classes import cmc, expected_age, reliability, softmax
-from measures.likelihood_ratio import ScoreCalibration, tippett
-from measures.metrics_json import left_out
-from measures.pairs import (
-    BURST,
-    Verification,
-    compare_all,
-    cosine_similarity,
-    fnmr_at_fmr,
-    gallery_ranks,
-)
+from measures.bootstrap import FEW_PEOPLE
+from measures.classes import ClassPredictions, cmc, reliability, true_ranks
+from measures.likelihood_ratio import tippett
+from measures.metrics_json import Arrays, pair_kinds
+from measures.pairs import ErrorRates, fnmr_at_fmr
+from measures.registry import MEASURES, NUMBER, PERCENT, YEARS, Measure, Unit, pair_measures
 from pages.figures import (
-    PAGE_CLASSES,
+    CELL_CLASSES,
     Curve,
     IntervalRow,
-    as_png,
-    as_svg,
-    count_confusions,
     draw_ages,
     draw_confusion,
     draw_det,
@@ -38,17 +32,17 @@ from pages.figures import (
     draw_lines,
     draw_people,
     draw_reliability,
-    shorten,
+    encode_png,
+    encode_svg,
 )
-from pages.html import NOTHING, Html, figure, image, paragraph, table
-from pages.wording import KINDS, LOWER_IS_BETTER, Headline, name, number, slice_rows, widest_gap
+from pages.wording import Headline, capitalize, describe_gap, name_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PIXELS_PER_INCH = 96  # of a page
+PIXELS_PER_INCH = 96  # of CSS
 
-SVG_LIMIT = 120_000  # bytes; a picture of more points is smaller as PNG
+SVG_LIMIT = 120_000  # bytes; a picture with more points is smaller as PNG
 
 MAX_RANK = 20
 
@@ -60,468 +54,496 @@ TIPPETT_POINTS = 400
 
 MOST_CONFUSED = 25
 
-SHARES = ("none", "under half", "half and more", "all")
+SHARES = ("none", "under half", "half or more", "all")
 
 SHARE_BOUNDS = (1e-9, 0.5, 1.0)  # lowest share of the second, third and fourth
 
 
-def chart(title: str, drawn: Figure, alt: str, reading: str, numbers: Html = NOTHING) -> Html:
-    """Return a chart for the page: SVG, or PNG where that has too many points.
+class Table(NamedTuple):
+    """A table of texts; `kind` is a class of style.css: values (numbers) or long (texts)."""
 
-    Args:
-        title: heading above it.
-        drawn: the figure.
-        alt: what it says, for who does not see it.
-        reading: how it is read.
-        numbers: its table.
-    """
-    width, height = (round(side * PIXELS_PER_INCH) for side in drawn.get_size_inches())
-    data = as_svg(drawn)
-    if len(data) > SVG_LIMIT:
-        data = min(data, as_png(drawn), key=len)
-    return figure(title, image(data, alt, (width, height), "chart"), reading, numbers)
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    kind: str = "values"
 
 
-def percent(value: float) -> str:
-    """Return a share as text."""
-    return number(value, "")
+class Chart(NamedTuple):
+    """A figure with its title (may be empty), alternative text, explanation and numbers."""
+
+    title: str
+    figure: Figure
+    alt: str
+    reading: str
+    table: Table | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in CSS pixels."""
+        width, height = (round(side * PIXELS_PER_INCH) for side in self.figure.get_size_inches())
+        return width, height
+
+    @property
+    def source(self) -> str:
+        """The picture as a data URI: SVG, or PNG if that is smaller."""
+        data, kind = encode_svg(self.figure), "svg+xml"
+        if len(data) > SVG_LIMIT and len(raster := encode_png(self.figure)) < len(data):
+            data, kind = raster, "png"
+        return data_uri(data, kind)
 
 
-# ----------------------------------------------------------------------------- headline
+def data_uri(data: bytes, kind: str) -> str:
+    """Return the bytes of a picture as a data URI; `kind` is png, jpeg or svg+xml."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def headline_chart(lines: Sequence[Headline]) -> Html:
-    """Return the chart of all headline numbers that are shares, with their controls."""
-    shares = [line for line in lines if line.measure != "mae_years"]
-    if not shares:
-        return NOTHING
-    rows = [
-        IntervalRow(
-            line.name,
-            line.value,
-            line.low,
-            line.high,
-            {name(key): value for key, value in line.controls.items()},
-        )
-        for line in shares
-    ]
-    said = [f"{line.name} {number(line.value, line.measure)}" for line in shares]
-    return chart(
-        "The numbers beside their controls",
-        draw_intervals(rows, "share", percent=True),
-        f"Dots with intervals: {'; '.join(said)}.",
-        "Dot: the number; line: its 95 % interval; vermilion marks: what controls reach that read"
-        " nothing from a hand. Of EER less is better, of the others more. Whether a number is more"
-        " than its controls is said with it, above: people are paired there.",
+# ----------------------------------------------------------------------------- headlines
+
+
+def headline_charts(lines: Sequence[Headline]) -> list[Chart]:
+    """Return a chart of the headline numbers with their baselines for each unit."""
+    units = dict.fromkeys(line.measure.unit for line in lines)
+    return [_headline_chart([x for x in lines if x.measure.unit == unit]) for unit in units]
+
+
+def _headline_chart(lines: Sequence[Headline]) -> Chart:
+    """Return the chart of headline numbers in one unit."""
+    unit = lines[0].measure.unit
+    rows = []
+    for part in dict.fromkeys(x.part for x in lines):
+        rows.append(IntervalRow(name_of(part), heading=True))
+        for x in (line for line in lines if line.part == part):
+            baselines = {name_of(key): value for key, value in x.baselines.items()}
+            few = x.n_people < FEW_PEOPLE
+            rows.append(IntervalRow(x.measure.name, x.value, x.low, x.high, baselines, few))
+    falling = dict.fromkeys(x.measure.name for x in lines if not x.measure.higher_is_better)
+    rising = any(x.measure.higher_is_better for x in lines)
+    directions = [f"lower is better for {', '.join(falling)}"] if falling else []
+    directions += [f"higher is better{' for the others' if falling else ''}"] if rising else []
+    return Chart(
+        f"Results in {unit.suffix.strip()}" if unit.suffix else "Results without a unit",
+        draw_intervals(rows, unit.axis, unit),
+        f"Dots with intervals: {'; '.join(f'{x.name} {x.text}' for x in lines)}.",
+        "Dot: the result; line: its 95 % confidence interval; orange marks: baselines. A hollow dot"
+        f" marks fewer than {FEW_PEOPLE} people."
+        f" {capitalize('; '.join(directions))}.",
     )
 
 
 # ----------------------------------------------------------------------------- classes
 
 
-def confusion_chart(answers: pd.DataFrame, task: str, names: Sequence[str]) -> Html:
+def confusion_chart(predictions: pd.DataFrame, task: str, names: Sequence[str]) -> Chart:
     """Return a task's confusion matrix.
 
     Args:
-        answers: predictions.csv.
+        predictions: of predictions.csv, those with a known class.
         task: of its columns.
-        names: all classes in order.
+        names: all classes in order; those that are neither true nor predicted are left out.
     """
-    true, predicted = answers[f"{task}_true"], answers[f"{task}_pred"]
-    seen = set(true) | set(predicted)
-    shown = [name for name in names if name in seen]
-    if not len(true) or not shown:
-        return NOTHING
+    true, predicted = predictions[f"{task}_true"], predictions[f"{task}_pred"]
+    occurring = set(true) | set(predicted)
+    shown = [name for name in names if name in occurring]
     counts = count_confusions(true, predicted, shown)
-    right = int(np.trace(counts))
-    few = len(shown) <= PAGE_CLASSES
-    reading = (
-        "Row: the true class; column: the answer. The diagonal is right. Count and share of the row"
-        " in each cell."
-        if few
-        else "Each point is a person's photos (down) answered as a person (across). Dots on the"
-        " diagonal are right, crosses are confusions; larger: more photos."
+    cells = len(shown) <= CELL_CLASSES
+    reading = "Rows: true class. Columns: predicted class. " + (
+        "Each cell shows the number of photos and its share of the true class. The diagonal is"
+        " correct."
+        if cells
+        else "Dots on the diagonal are correct, crosses are confusions; larger means more photos."
     )
-    numbers = _count_table(counts, shown) if few else _confusion_list(counts, shown)
-    return chart(
-        f"Who or what was taken for what: {name(task)}",
-        draw_confusion(counts, shown, name(task)),
-        f"Confusion matrix of {name(task)}: {right} of {len(true)} photos right,"
-        f" {len(shown)} of {len(names)} classes occur.",
+    return Chart(
+        capitalize(name_of(task)),
+        draw_confusion(counts, shown, name_of(task)),
+        f"Confusion matrix of {name_of(task)}: {int(np.trace(counts))} of {len(true)} photos"
+        f" correct; {len(shown)} of {len(names)} classes occur.",
         reading,
-        numbers,
+        _count_table(counts, shown) if cells else _confusion_table(counts, shown),
     )
 
 
-def _count_table(counts: np.ndarray, names: Sequence[str]) -> Html:
-    """Return the whole matrix as a table."""
+def count_confusions(true: pd.Series, predicted: pd.Series, names: Sequence[str]) -> np.ndarray:
+    """Return (n_names, n_names) counts of photos: rows true, columns predicted classes.
+
+    scikit-learn's confusion_matrix warns if there is a single class.
+    """
+    counts = pd.crosstab(true.to_numpy(), predicted.to_numpy())
+    return counts.reindex(index=list(names), columns=list(names), fill_value=0).to_numpy()
+
+
+def _count_table(counts: np.ndarray, names: Sequence[str]) -> Table:
+    """Return the whole matrix."""
     rows = [[true, *map(str, row)] for true, row in zip(names, counts.tolist(), strict=True)]
-    return table("Photos by true class (row) and answer (column)", ["true", *names], rows)
+    return Table("Photos by true class (row) and predicted class (column)", ["true", *names], rows)
 
 
-def _confusion_list(counts: np.ndarray, names: Sequence[str]) -> Html:
-    """Return the most frequent confusions as a table."""
+def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Table | None:
+    """Return the most frequent confusions."""
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
-    places = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
-    rows = [[names[i], names[j], str(counts[i, j]), str(counts[i].sum())] for i, j in places]
-    if not rows:
-        return paragraph("No photo was confused.")
-    caption = f"The most frequent confusions (at most {MOST_CONFUSED})"
-    return table(caption, ["true", "answered", "photos", "of the person's photos"], rows)
+    cells = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
+    rows = [[names[i], names[j], str(counts[i, j]), str(counts[i].sum())] for i, j in cells]
+    caption = f"Most frequent confusions (at most {MOST_CONFUSED})"
+    return Table(caption, ["true", "predicted", "photos", "of"], rows) if rows else None
 
 
-def reliability_chart(
-    task: str, true: np.ndarray, logits: np.ndarray, temperature: float, block: Mapping[str, Any]
-) -> Html:
-    """Return a task's reliability diagram, before and after its temperature.
+def reliability_chart(task: str, predicted: ClassPredictions, block: Mapping[str, Any]) -> Chart:
+    """Return a task's reliability diagram before and after temperature scaling.
 
     Args:
         task: for the title.
-        true: (N,) class indices.
-        logits: (N, C) before softmax.
-        temperature: what they are divided by.
+        predicted: the task's predictions.
         block: the task's part of metrics.json.
     """
-    if not len(true):
-        return NOTHING
-    before, after = (reliability(true, softmax(logits, t)) for t in (1.0, temperature))
-    errors = [
-        number(part.get("expected_calibration_error"), "")
-        for part in (block.get("before_temperature") or {}, block)
+    before, after = (
+        reliability(p.true, p.probabilities) for p in (replace(predicted, temperature=1), predicted)
+    )
+    earlier = block.get("before_temperature") or {}
+    changes = [
+        f"{m.name} {m.unit.format(earlier[m.key])} before, {m.unit.format(block.get(m.key))} after"
+        for m in MEASURES.values()
+        if m.key in earlier
     ]
     edges = np.linspace(0, 1, len(after.photos) + 1)
     rows = [
-        [f"{percent(low)} to {percent(high)}", str(photos), percent(confidence), percent(share)]
-        for low, high, photos, confidence, share in zip(edges[:-1], edges[1:], *after, strict=True)
+        [f"{PERCENT.format(low)} to {PERCENT.format(high)}", str(photos), *map(PERCENT.format, two)]
+        for low, high, photos, *two in zip(edges[:-1], edges[1:], *after, strict=True)
         if photos
     ]
-    header = ["confidence", "photos", "mean confidence", "share right"]
-    return chart(
-        f"Is its confidence right? {name(task).capitalize()}",
+    return Chart(
+        capitalize(name_of(task)),
         draw_reliability(before, after),
-        f"Reliability diagram of {name(task)}: expected calibration error {errors[0]} before the"
-        f" temperature, {errors[1]} after.",
-        f"On the grey line an answer is right as often as its probability says; below it, the"
-        f" answers are too sure of themselves. Logits are divided by a temperature of"
-        f" {temperature:.2f}. Expected calibration error {errors[0]} before, {errors[1]} after.",
-        table("After the temperature, by confidence", header, rows),
+        f"Reliability diagram of {name_of(task)}: {'; '.join(changes)}.",
+        "On the grey line accuracy equals confidence; below it the model is overconfident."
+        f" Temperature {predicted.temperature:.2f}: {'; '.join(changes)}.",
+        Table(
+            "Bins of confidence after temperature scaling",
+            ["confidence", "photos", "mean confidence", "accuracy"],
+            rows,
+        ),
     )
 
 
-def age_chart(
-    logits: np.ndarray,
-    temperature: float,
-    mean_ages: np.ndarray | None,
-    ages: np.ndarray | None,
-    people: np.ndarray | None,
-) -> Html:
-    """Return expected over true age.
+def age_chart(predicted: ClassPredictions, names: Sequence[str]) -> Chart | None:
+    """Return expected over true age; None if ages are unknown.
 
     Args:
-        logits: (N, n_age_groups).
-        temperature: what they are divided by.
-        mean_ages: (n_age_groups,) of the training in years, NaN: no photo.
-        ages: (N,) true ages in years.
-        people: (N,) who is on the photo.
+        predicted: of a task whose classes are age ranges.
+        names: of the classes.
     """
-    if mean_ages is None or ages is None or people is None or np.isnan(mean_ages).all():
-        return NOTHING
-    expected = expected_age(softmax(logits, temperature), mean_ages)
-    if not len(ages) or np.isnan(expected).any():
-        return NOTHING
-    found = pd.DataFrame({"age": ages, "error": np.abs(ages - expected), "person": people})
-    bounds = [0, 20, 21, 22, 23, 30, 200]
-    named = pd.cut(found["age"], bounds, labels=["to 20", "21", "22", "23", "24-30", "from 31"])
+    ages, expected, people = predicted.ages, predicted.expected_ages, predicted.people
+    if np.isnan(ages - expected).any():
+        return None
+    found = pd.DataFrame({"error": np.abs(ages - expected), "who": people})
     rows = [
-        [str(group), str(len(part)), str(part["person"].nunique()), f"{part['error'].mean():.1f}"]
-        for group, part in found.groupby(named, observed=True)
+        [str(name), str(len(x)), str(x["who"].nunique()), YEARS.format(x["error"].mean())]
+        for name, x in found.groupby(np.array(names)[predicted.true])
     ]
-    header = ["true age", "photos", "people", "mean absolute error in years"]
-    return chart(
-        "Age in years",
+    return Chart(
+        "",
         draw_ages(ages, expected, people),
-        f"Scatter of expected over true age of {len(ages)} photos:"
-        f" {found['error'].mean():.1f} years off on average.",
-        "On the grey line an age is right. Expected ages lie between the youngest and the oldest"
-        " age group's mean training age, so the oldest people are always estimated too young."
-        " Diamonds are people: points of one person are no independent observations.",
-        table("By true age", header, rows),
+        f"Scatter plot of expected over true age of {len(ages)} photos; mean absolute error"
+        f" {YEARS.format(found['error'].mean())}.",
+        "On the grey line the expected age is the true age. Expected ages lie between the mean"
+        " training ages of the youngest and the oldest age group, so the age of the oldest people"
+        " is always underestimated. Points of one person are not independent observations.",
+        Table(
+            "Error by true age group",
+            ["age group", "photos", "people", "mean absolute error"],
+            rows,
+        ),
     )
 
 
-# ----------------------------------------------------------------------------- pairs
+def rank_curve(predicted: ClassPredictions) -> Chart:
+    """Return the CMC of a task whose classes are people, over the people seen in training."""
+    ranks = true_ranks(predicted.logits, predicted.true).astype(np.float64)
+    among = "the people seen in training, by predicted probability"
+    n_people = predicted.logits.shape[1]
+    return cmc_chart("Classification", [("identity head", ranks)], n_people, among)
 
 
-def pair_charts(arrays: Mapping[str, np.ndarray], pairs: Mapping[str, Any]) -> list[Html]:
-    """Return what is drawn of embeddings: CMC (with galleries), DET, Tippett.
-
-    Args:
-        arrays: predictions.npz.
-        pairs: the `matching` or `verification` part of metrics.json.
-    """
-    kinds = [(kind, gap) for kind, gap in zip(KINDS, (0, BURST), strict=True) if pairs.get(kind)]
-    if not kinds or not {"embedding", "people", "frame_number"} <= arrays.keys():
-        return []
-    people, frames = arrays["people"], arrays["frame_number"]
-    similarity = cosine_similarity(arrays["embedding"], arrays["embedding"])
-    ranks, verified, ratios, n_people = [], [], [], 0
-    for kind, gap in kinds:
-        excluded = left_out(people, frames, gap)
-        if "galleries" in arrays:
-            found = gallery_ranks(similarity, people, arrays["galleries"], excluded)
-            ranks.append((name(kind), found.ravel()))
-            n_people = arrays["galleries"].shape[1]
-        compared = compare_all(similarity, people, excluded)
-        verified.append((name(kind), Verification(compared)))
-        if line := pairs[kind].get("likelihood_ratio"):
-            calibration = ScoreCalibration(line["slope"], line["intercept"])
-            log_ratios = calibration.log_likelihood_ratio(compared.score)
-            ratios.append((name(kind), log_ratios, compared.genuine))
-    return [
-        cmc_chart(ranks, n_people, "a gallery of one photo per person"),
-        det_chart(verified),
-        tippett_chart(ratios),
-    ]
+# ----------------------------------------------------------------------------- pairs of photos
 
 
-def cmc_chart(ranks: Sequence[tuple[str, np.ndarray]], n_people: int, among: str) -> Html:
-    """Return the CMC.
+def pair_charts(arrays: Arrays) -> dict[str, Chart | None]:
+    """Return the charts of pairs of photos: cmc (where galleries were drawn), det and tippett."""
+    ranks, rates, ratios, n_people = [], [], [], 0
+    for kind, scores in pair_kinds(arrays):
+        name = name_of(kind)
+        rates.append((name, scores.curve))
+        if "galleries" in scores.available:
+            ranks.append((name, scores.ranks.ravel()))
+            n_people = scores.galleries.shape[1]
+        if "calibration" in scores.available:
+            ratios.append((name, scores.log_ratios, scores.pairs.genuine))
+    gallery = "a gallery of one photo per person, by similarity"
+    return {
+        "cmc": cmc_chart("", ranks, n_people, gallery) if ranks else None,
+        "det": det_chart(rates),
+        "tippett": tippett_chart(ratios),
+    }
+
+
+def cmc_chart(
+    title: str, ranks: Sequence[tuple[str, np.ndarray]], n_people: int, among: str
+) -> Chart:
+    """Return the cumulative match characteristic.
 
     Args:
+        title: of the chart.
         ranks: (N,) by name, NaN for a query without a mate.
-        n_people: the last rank there can be.
+        n_people: the highest possible rank.
         among: who is ranked.
     """
     last = min(MAX_RANK, n_people)
-    curves = [
-        Curve(kind, np.arange(1, last + 1), cmc(found, last))
-        for kind, found in ranks
-        if not np.isnan(found).all()
-    ]
-    if not curves:
-        return NOTHING
+    curves = [Curve(kind, np.arange(1, last + 1), cmc(found, last)) for kind, found in ranks]
     shown = [rank for rank in (1, 2, 3, 5, 10, 20) if rank <= last]
-    rows = [[curve.name, *(percent(curve.y[k - 1]) for k in shown)] for curve in curves]
-    lowest = min(curve.y[0] for curve in curves)
-    return chart(
-        "Is the right person among the first? CMC",
-        draw_lines(
-            curves,
-            labels=("rank", "share found up to this rank"),
-            percent=True,
-            ylim=(max(lowest - 0.1, 0) // 0.1 / 10, 1.01),
-            xticks=[rank for rank in (1, 5, 10, 15, 20) if rank <= last],
-        ),
-        "; ".join(
-            f"Curve of {curve.name}: {percent(curve.y[0])} at rank 1, {percent(curve.y[-1])} up to"
-            f" rank {last}"
-            for curve in curves
-        )
-        + ".",
-        f"How often the right person is among the k likeliest of {among}. The height at 1 is"
-        " rank-1. Mind where the vertical axis starts.",
-        table("Share found up to a rank", ["rank", *map(str, shown)], rows),
+    rows = [[c.name, *(PERCENT.format(c.y[rank - 1]) for rank in shown)] for c in curves]
+    lowest = np.nanmin([curve.y[0] for curve in curves])
+    ends = [
+        f"{c.name} {PERCENT.format(c.y[0])} at rank 1, {PERCENT.format(c.y[-1])} at rank {last}"
+        for c in curves
+    ]
+    figure = draw_lines(
+        curves,
+        labels=("rank", "identification rate"),
+        unit=PERCENT,
+        ylim=(max(lowest - 0.1, 0) // 0.1 / 10, 1.01),
+        xticks=[rank for rank in (1, 5, 10, 15, 20) if rank <= last],
+    )
+    return Chart(
+        title,
+        figure,
+        f"CMC curve. {'; '.join(ends)}.",
+        f"Fraction of photos whose person is among the first k of {among}. The vertical axis may"
+        " not start at 0.",
+        Table("Identification rate by rank", ["rank", *map(str, shown)], rows),
     )
 
 
-def det_chart(verified: Sequence[tuple[str, Verification]]) -> Html:
-    """Return the DET curves of comparisons by name."""
-    rates = [(kind, pairs.curve()) for kind, pairs in verified]
-    rates = [(kind, rate) for kind, rate in rates if rate.n_genuine and rate.n_impostor]
+def det_chart(curves: Sequence[tuple[str, ErrorRates]]) -> Chart | None:
+    """Return the DET curves of error rates by name."""
+    rates = [(name, found) for name, found in curves if found.n_genuine and found.n_impostor]
     if not rates:
-        return NOTHING
+        return None
+    header = [f"FNMR at FMR {PERCENT.scale * rate:g} %" for rate in FALSE_MATCH_RATES]
     rows = [
         [
-            kind,
-            str(rate.n_genuine),
-            str(rate.n_impostor),
-            *(percent(fnmr_at_fmr(rate, at)) for at in FALSE_MATCH_RATES),
+            name,
+            str(found.n_genuine),
+            str(found.n_impostor),
+            *(PERCENT.format(fnmr_at_fmr(found, rate)) for rate in FALSE_MATCH_RATES),
         ]
-        for kind, rate in rates
+        for name, found in rates
     ]
-    header = ["pairs", "genuine", "impostor", *(f"FNMR at FMR {a:.1%}" for a in FALSE_MATCH_RATES)]
-    said = [f"{row[0]}: false non-match rate {row[4]} at a false match rate of 1 %" for row in rows]
-    return chart(
-        "Same person or not? DET",
-        draw_det([Curve(kind, rate.fmr, rate.fnmr) for kind, rate in rates]),
-        f"DET curve. {'; '.join(said)}.",
-        "Each point is a threshold: people wrongly taken for one (across) against photos of one"
-        " person wrongly kept apart (up). Nearer the lower left corner is better; where a curve"
-        " crosses the grey line is the EER. Along an edge: beyond what the chart shows.",
-        table("Errors at thresholds", header, rows),
+    ends = [f"{row[0]}: {header[1]} {row[4]}" for row in rows]
+    return Chart(
+        "",
+        draw_det([Curve(name, found.fmr, found.fnmr) for name, found in rates]),
+        f"DET curve. {'; '.join(ends)}.",
+        "Each point is a threshold on the similarity. Horizontal: impostor pairs accepted."
+        " Vertical: genuine pairs rejected. Closer to the lower left corner is better; the curve"
+        " crosses the grey line at the equal error rate. Points beyond the axes lie on the edge.",
+        Table("Error rates", ["pairs", "genuine", "impostor", *header], rows),
     )
 
 
-def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Html:
+def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Chart | None:
     """Return the Tippett plot of (M,) natural log ratios and (M,) bool genuine, by name."""
     curves, rows = [], []
-    for kind, log_ratios, genuine in ratios:
+    for name, log_ratios, genuine in ratios:
         if genuine.all() or not genuine.any():
             continue
         found = tippett(log_ratios, genuine, TIPPETT_POINTS)
-        curves.append(Curve(f"one person, {kind}", found.log10_ratio, found.genuine))
-        curves.append(Curve(f"two people, {kind}", found.log10_ratio, found.impostor))
-        for who, kept in (("one person", genuine), ("two people", ~genuine)):
+        both = (("genuine", genuine, found.genuine), ("impostor", ~genuine, found.impostor))
+        for who, kept, heights in both:
+            curves.append(Curve(f"{who}: {name}", found.log10_ratio, heights))
             strength = log_ratios[kept] / np.log(10)
-            shares = [percent(float((strength >= at).mean())) for at in LOG10_RATIOS]
-            rows.append([f"{who}, {kind}", *shares])
+            shares = [PERCENT.format(float((strength >= at).mean())) for at in LOG10_RATIOS]
+            rows.append([f"{who}: {name}", *shares])
     if not curves:
-        return NOTHING
-    header = ["pairs of", *(f"LR from {10.0**at:g}" for at in LOG10_RATIOS)]
-    return chart(
-        "Evidence for a court: Tippett plot",
-        draw_lines(
-            curves,
-            labels=("log10 of the likelihood ratio", "share at least that high"),
-            percent=True,
-            upright={"LR = 1": 0.0},
-        ),
-        "Tippett plot. " + "; ".join(f"{row[0]}: {row[5]} have an LR of 1 or more" for row in rows),
-        "Right of the dotted line the evidence speaks for one person, left of it for two. Curves of"
-        " pairs of one person should stay high up to it, those of two people fall before it: what"
-        " two people have right of it, and one person lacks there, is misleading evidence.",
-        table("Share of pairs with at least this likelihood ratio", header, rows),
+        return None
+    header = ["pairs", *(f"LR ≥ {10.0**at:g}" for at in LOG10_RATIOS)]
+    ends = [f"{row[0]}: {row[5]} have a likelihood ratio of at least 1" for row in rows]
+    labels = ("log10 of the likelihood ratio", "share of pairs at or above")
+    return Chart(
+        "",
+        draw_lines(curves, labels=labels, unit=PERCENT, vertical={"LR = 1": 0.0}),
+        f"Tippett plot. {'; '.join(ends)}.",
+        "Share of pairs with at least the likelihood ratio on the horizontal axis. Right of the"
+        " dotted line the evidence supports the same person, left of it different people."
+        " Misleading evidence: impostor pairs right of the line, genuine pairs left of it.",
+        Table("Share of pairs with at least this likelihood ratio", header, rows),
     )
 
 
 # ----------------------------------------------------------------------------- groups and people
 
 
-def slice_charts(title: str, slices: Mapping[str, Any] | None) -> list[Html]:
-    """Return a chart per measure, with all groups of each grouping.
+def group_charts(part: str, groups: Mapping[str, Any] | None) -> list[Chart]:
+    """Return a chart for each headline measure with all groups of each grouping.
 
     Args:
-        title: of what they are slices.
-        slices: grouping -> measure -> {"groups", "gap"}, as in metrics.json.
+        part: the task, or the kind of pairs.
+        groups: grouping -> measure -> {"groups", "gap"}, as in metrics.json.
     """
-    if not slices:
-        return []
-    measures = list(dict.fromkeys(measure for found in slices.values() for measure in found))
-    return [_slice_chart(title, slices, measure) for measure in measures]
+    return [
+        _group_chart(f"{capitalize(name_of(part))}: {measure.name}", groups, measure)
+        for measure in MEASURES.values()
+        if groups and any(measure.key in found for found in groups.values())
+    ]
 
 
-def _slice_chart(title: str, slices: Mapping[str, Any], measure: str) -> Html:
-    """Return the chart of one measure's slices."""
-    rows = []
-    for grouping, found in slices.items():
-        if measure not in found:
+def _group_chart(title: str, groups: Mapping[str, Any], measure: Measure) -> Chart:
+    """Return the chart of one measure by group."""
+    unit, bars, rows = measure.unit, [], []
+    for grouping, by_measure in groups.items():
+        if measure.key not in by_measure:
             continue
-        rows.append(IntervalRow(name(grouping), np.nan, heading=True))
-        for group, sure in found[measure]["groups"].items():
-            few = bool(sure["few_people"])
+        bars.append(IntervalRow(name_of(grouping), heading=True))
+        for group, found in by_measure[measure.key]["groups"].items():
             value, low, high = (
-                np.nan if sure[key] is None else sure[key] for key in ("value", "low", "high")
+                np.nan if found[k] is None else found[k] for k in ("value", "low", "high")
             )
-            label = f"{shorten(group)} ({sure['n_people']}{'*' if few else ''})"
-            rows.append(IntervalRow(label, value, low, high, few=few))
-    gap = widest_gap(slices, measure)
-    header = ["group", "measure", "value", "95 % interval", "photos", "people"]
-    own = {
-        grouping: {measure: found[measure]}
-        for grouping, found in slices.items()
-        if measure in found
-    }
-    better = "less" if measure in LOWER_IS_BETTER else "more"
-    label = "years" if measure == "mae_years" else name(measure)
-    return chart(
-        f"{title}, {name(measure)}, by group",
-        draw_intervals(rows, label, percent=measure != "mae_years"),
-        f"Intervals of {name(measure)} by group. {gap}",
-        f"{gap} In brackets: people; a hollow dot with a star: under 10 people, too few to compare."
-        f" {better.capitalize()} is better.",
-        table(f"{name(measure)} by group", header, slice_rows(own)),
+            few = bool(found["few_people"])
+            people = f"{found['n_people']}{'*' if few else ''}"
+            bars.append(IntervalRow(f"{group} ({people})", value, low, high, few_people=few))
+            shown = [unit.format(value), unit.format_interval(low, high)]
+            rows.append([f"{name_of(grouping)}: {group}", *shown, str(found["n_photos"]), people])
+    gap = describe_gap(groups, measure)
+    better = "Higher" if measure.higher_is_better else "Lower"
+    axis = measure.name if unit.is_percent else f"{measure.name} in{unit.suffix}"
+    header = ["group", measure.name, "95 % interval", "photos", "people"]
+    return Chart(
+        title,
+        draw_intervals(bars, axis, unit),
+        f"{title} by group. {gap}",
+        f"{gap} In brackets: people; hollow dots and stars mark fewer than {FEW_PEOPLE} people, too"
+        f" few to compare. {better} is better.",
+        Table(f"{title} by group", header, rows),
     )
 
 
-def people_chart(shares: pd.DataFrame) -> Html:
-    """Return how many people have how many of their photos right.
+def people_chart(shares: pd.DataFrame) -> Chart:
+    """Return how many people have which share of their photos correct.
 
     Args:
-        shares: a row per person, a column per task: share of the person's photos right.
+        shares: a row for each person, a column for each task; NaN: unknown.
     """
     counts = pd.DataFrame(
         {
-            name(str(task)): np.bincount(np.digitize(found, SHARE_BOUNDS), minlength=len(SHARES))
+            name_of(str(task)): np.bincount(
+                np.digitize(found.dropna(), SHARE_BOUNDS), minlength=len(SHARES)
+            )
             for task, found in shares.items()
         },
         index=SHARES,
     )
-    said = [f"{task}: {count} of {len(shares)} people" for task, count in counts.loc["all"].items()]
-    return chart(
-        "Who is often wrong?",
+    ends = [f"{task}: {count} of {len(shares)}" for task, count in counts.loc["all"].items()]
+    return Chart(
+        "",
         draw_people(counts),
-        f"People by the share of their photos answered right. All right: {'; '.join(said)}.",
-        "How many people have none, some or all of their photos right. A few people who are always"
-        " wrong are another fault than many who are wrong now and then.",
+        "Bar chart of people by the share of their photos predicted correctly. All photos correct:"
+        f" {'; '.join(ends)}.",
+        "Number of people with none, some or all of their photos predicted correctly. Errors on a"
+        " few people only have another cause than errors spread over everybody.",
     )
 
 
 # ----------------------------------------------------------------------------- training
 
+# Label and unit of a vertical axis.
+LOSS, SCORE, RATE = ("loss", NUMBER), ("score", PERCENT), ("learning rate", NUMBER)
 
-def training_charts(records: Sequence[Mapping[str, Any]], best: int | None) -> list[Html]:
-    """Return loss, scores of each task, and learning rate over epochs.
+
+def training_charts(epochs: Sequence[Mapping[str, Any]], best: int | None) -> list[Chart]:
+    """Return losses, scores of each task, and learning rate over epochs.
 
     Args:
-        records: lines of metrics.jsonl.
-        best: the epoch kept, marked.
+        epochs: lines of metrics.jsonl.
+        best: the selected epoch, marked.
     """
-    epochs = np.array([record["epoch"] for record in records])
-    upright = {} if best is None else {f"kept: epoch {best}": float(best)}
+    tasks = [task for task in TASKS if f"train_loss_{task}" in epochs[0]]
+    matched = [m for m in pair_measures() if any(r.get(f"val_{m.key}") is not None for r in epochs)]
+    charts = [*_loss_curves(tasks, unseen=bool(matched)), *_score_curves(tasks, matched)]
+    rate = "Learning rate of the heads. The backbone's is this times --backbone_lr_scale."
+    charts.append(EpochChart("Learning rate", {"learning rate": "lr"}, rate, RATE))
+    drawn = [_draw_epochs(chart, epochs, best) for chart in charts]
+    return [chart for chart in drawn if chart is not None]
 
-    def curve(label: str, key: str) -> Curve | None:
-        values = np.array([record.get(key) for record in records], dtype=np.float64)
-        return None if np.isnan(values).all() else Curve(label, epochs, values)
 
-    def drawn(title: str, axis: str, keys: Mapping[str, str], reading: str) -> Html:
-        curves = [found for label, key in keys.items() if (found := curve(label, key))]
-        if not curves:
-            return NOTHING
-        ends = [f"{c.name} {c.y[~np.isnan(c.y)][-1]:.4g}" for c in curves]
-        percent = axis == "score"
-        lines = draw_lines(curves, labels=("epoch", axis), percent=percent, upright=upright)
-        return chart(title, lines, f"{title} over epochs; last: {', '.join(ends)}.", reading)
+class EpochChart(NamedTuple):
+    """A chart over epochs: curves by name (keys of metrics.jsonl), its text and vertical axis."""
 
-    no_identity = (
-        " Val shows strangers, who have no identity loss: compare how the two move, not how high"
-        " they are."
+    title: str
+    keys: Mapping[str, str]
+    reading: str
+    axis: tuple[str, Unit]
+
+
+def _loss_curves(tasks: Sequence[str], *, unseen: bool) -> list[EpochChart]:
+    """Return the charts of losses; those of unseen people are not drawn beside those of train."""
+    rising = "Validation loss that rises while training loss falls shows overfitting."
+    both = f"Weighted sum over tasks. {rising} Only training photos are augmented."
+    closed = " and ".join(name_of(task) for task in tasks if TASKS[task].classes is not None)
+    apart = (
+        "Without the identity loss, which is undefined for unseen people: do not compare its level"
+        f" with the training loss. {rising}"
     )
-    of_strangers = any(record.get("val_rank_1") is not None for record in records)
-    charts = [
-        drawn(
-            "Loss",
-            "loss",
-            {"train": "train_loss", "val, gender and age" if of_strangers else "val": "val_loss"},
-            "The weighted sum of the tasks' losses. Val rising while train falls: it learns by"
-            " heart. Train photos are changed at random and val photos are not."
-            + (no_identity if of_strangers else ""),
-        ),
-        drawn(
-            "Loss on train, by task",
-            "loss",
-            {task: f"train_loss_{task}" for task in TASKS},
-            "Before weights. With label smoothing a loss does not fall to 0.",
-        ),
-    ]
-    for task in TASKS:
-        keys = {
-            "train, accuracy": f"train_accuracy_{task}",
-            "val, balanced accuracy": f"val_balanced_accuracy_{task}",
-        }
-        reading = "Train far above val: it knows its photos, not the task."
-        if of_strangers and task == "identity":
-            reading = "Only the people trained on: val shows others."
-        charts.append(drawn(f"{name(task).capitalize()}", "score", keys, reading))
-    charts.append(
-        drawn(
-            "Strangers matched on val",
-            "score",
-            {"rank-1": "val_rank_1"},
-            "The share of photos whose most similar gallery photo shows the same person.",
-        )
-    )
-    charts.append(
-        drawn("Learning rate", "learning rate", {"learning rate": "lr"}, "As the schedule set it.")
-    )
+    charts = [EpochChart("Loss", {"train": "train_loss", "val": "val_loss"}, both, LOSS)]
+    if unseen:
+        all_tasks = {"train, all tasks": "train_loss"}
+        charts = [
+            EpochChart("Training loss", all_tasks, "Weighted sum over all tasks.", LOSS),
+            EpochChart("Validation loss", {f"val, {closed}": "val_loss"}, apart, LOSS),
+        ]
+    by_task = {name_of(task): f"train_loss_{task}" for task in tasks}
+    smoothed = "Not weighted. With label smoothing the loss cannot reach 0."
+    return [*charts, EpochChart("Training loss by task", by_task, smoothed, LOSS)]
+
+
+def _score_curves(tasks: Sequence[str], matched: Sequence[Measure]) -> list[EpochChart]:
+    """Return the charts of scores by task, then of measures of unseen people's embeddings."""
+    charts = []
+    for task in tasks:
+        keys = {"train, accuracy": f"train_accuracy_{task}"}
+        reading = "Training photos only: the people in val are unseen and have no class."
+        if not (matched and TASKS[task].classes is None):
+            keys["val, balanced accuracy"] = f"val_balanced_accuracy_{task}"
+            reading = "A training score far above the validation score shows overfitting."
+        charts.append(EpochChart(capitalize(name_of(task)), keys, reading, SCORE))
+    for m in matched:
+        axis = (m.name, m.unit)
+        title = f"Unseen people in val: {m.name}"
+        charts.append(EpochChart(title, {f"val, {m.name}": f"val_{m.key}"}, m.explanation, axis))
     return charts
+
+
+def _draw_epochs(
+    chart: EpochChart, epochs: Sequence[Mapping[str, Any]], best: int | None
+) -> Chart | None:
+    """Draw a chart over epochs; None if none of its keys has a value."""
+    numbers = np.array([record["epoch"] for record in epochs])
+    curves = []
+    for name, key in chart.keys.items():
+        values = np.array([record.get(key) for record in epochs], dtype=np.float64)
+        if not np.isnan(values).all():
+            curves.append(Curve(name, numbers, values))
+    if not curves:
+        return None
+    label, unit = chart.axis
+    vertical = {} if best is None else {f"selected: epoch {best}": float(best)}
+    ends = [f"{c.name} {c.y[~np.isnan(c.y)][-1]:.4g}" for c in curves]
+    return Chart(
+        chart.title,
+        draw_lines(
+            curves,
+            labels=("epoch", label),
+            unit=unit,
+            vertical=vertical,
+            xlim=(numbers[0] - 0.5, numbers[-1] + 0.5),
+        ),
+        f"{chart.title} over epochs. Last values: {', '.join(ends)}.",
+        chart.reading,
+    )

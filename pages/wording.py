@@ -1,408 +1,353 @@
-"""What a report says in words, from metrics.json: headline numbers, how sure, warnings, terms.
+"""The sentences of a report, made from metrics.json: headlines, comparisons, warnings, terms.
 
-Pure functions of what test.py measured. A key that is absent or null was not measured, as in files
-of older versions, and nothing is said of it.
+Names, units, directions and explanations of measures come from `measures.registry.MEASURES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dataset_11k import TASKS
+from data.splits import PROTOCOLS
+from dataset_11k import ASPECTS, TASKS
 from measures.bootstrap import FEW_PEOPLE
-from measures.pairs import BURST
+from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT, Measure
 
-CONTROLS = ("majority_class", "identity_lookup", "nearest_embedding", "chance")
-
-KINDS = ("all_pairs", f"beyond_{BURST}_frames")
-
-NONE = "–"
-
-LOWER_IS_BETTER = ("mae_years", "eer")
-
-NAMES = {
-    "balanced_accuracy": "balanced accuracy",
-    "roc_auc": "ROC AUC",
-    "mae_years": "mean absolute error",
-    "rank_1": "rank-1",
-    "mAP": "mAP",
-    "eer": "EER",
-    "majority_class": "majority class",
-    "identity_lookup": "identity lookup",
-    "nearest_embedding": "nearest embedding",
-    "chance": "chance",
-    "all_pairs": "all pairs",
-    KINDS[1]: f"pairs beyond {BURST} frames",
-    "skin_color": "skin colour",
-    "age": "age group",
-}
-
-HANDS = {
-    "dorsal_dr": "back of the right hand",
-    "dorsal_dl": "back of the left hand",
-    "palmar_pr": "palm of the right hand",
-    "palmar_pl": "palm of the left hand",
-}
+NAMES = {"skin_color": "skin colour"}  # where replacing the underscores is not enough
 
 ONE_SESSION = (
-    "The two photos of a genuine pair come from one recording session: 11k Hands has one for each"
-    " person. Light, camera and skin were the same, so all numbers of matching and verification"
-    " are optimistic: photos taken on another day will match less well."
+    "In 11k Hands each person has a single recording session, so the two photos of a genuine pair"
+    " share lighting, camera and skin condition. Matching and verification results are therefore"
+    " optimistic: expect lower similarity between photos taken on different days."
 )
 
-TERMS = (
-    (
-        "balanced accuracy",
-        "The share of photos answered right, taken for each class apart and then averaged:"
-        " guessing one class always gives 1 / number of classes.",
-    ),
-    (
-        "ROC AUC",
-        "The chance that a photo of a man is rated more male than one of a woman: 50 % is"
-        " guessing.",
-    ),
-    (
-        "mean absolute error",
-        "How many years the expected age is off, on average. The expected age is the mean of the"
-        " age groups' mean training ages, weighted by their probabilities.",
-    ),
-    (
-        "rank-1, CMC",
-        "The share of photos whose most similar gallery photo is of the same person; the CMC is"
-        " the share with that person among the k most similar.",
-    ),
-    (
-        "mAP",
-        "Mean average precision: how far all photos of the same person come before those of"
-        " others, when the photos are sorted by likeness. 100 %: all before.",
-    ),
-    (
-        "genuine, impostor pair",
-        "Two photos of one person; two photos of two people.",
-    ),
-    (
-        "FMR, FNMR",
-        "False match rate: impostor pairs taken for one person. False non-match rate: genuine"
-        " pairs taken for two people. FNMR at FMR 1 % is the latter where the threshold lets 1 % of"
-        " impostor pairs pass.",
-    ),
-    ("EER", "Equal error rate: the error at the threshold where both error rates are equal."),
-    (
-        "FNIR at FPIR",
-        "Search in a gallery that may lack the person: the share of searches that miss the person"
-        " where the threshold answers that share of searches for people who are not there.",
-    ),
-    (
-        "likelihood ratio (LR)",
-        "How many times likelier a comparison score is if both photos show one person than if"
-        " they show two.",
-    ),
-    (
-        "Cllr",
-        "Cost of likelihood ratios in bits: 0 is perfect, 1 says nothing, above 1 misleads. Cllr"
-        " min is what is left after the best re-scaling; the rest is lost by calibration.",
-    ),
-    (
-        "expected calibration error",
-        "How far confidence and share of right answers lie apart, on average.",
-    ),
-    (
-        "95 % interval",
-        "From 2,000 repetitions in which as many people are drawn anew from these people (bootstrap"
-        " over people, not photos): how much the number hangs on who happened to be there. It knows"
-        " nothing of other cameras, sessions or populations.",
-    ),
-)
+GENERAL_TERMS = {
+    "95 % confidence interval": "Percentiles 2.5 and 97.5 of 2,000 bootstrap samples of people (not"
+    " of photos). It covers the choice of people, not other cameras, sessions or populations.",
+    "Unseen people": "People without any photo in the training data (subject-disjoint evaluation).",
+    "Genuine and impostor pairs": "Two photos of the same person; two photos of different people.",
+    "False match rate (FMR)": "Fraction of impostor pairs whose similarity reaches the threshold.",
+    "False non-match rate (FNMR)": "Fraction of genuine pairs whose similarity stays below the"
+    " threshold.",
+    "Likelihood ratio (LR)": "Probability density of a similarity among genuine pairs, divided by"
+    " that among impostor pairs. Above 1 it supports the same person, below 1 different people.",
+    "Temperature": "Number by which logits are divided before softmax, fitted on validation photos"
+    " so that confidence agrees with accuracy.",
+}
+
+
+def name_of(key: str) -> str:
+    """Return a reader's name of a task, a kind of pairs, a baseline or a grouping."""
+    if key in TASKS:
+        return TASKS[key].title
+    if key in BASELINES or key in PAIR_KINDS:
+        return (BASELINES | PAIR_KINDS)[key].name
+    return NAMES.get(key, key.replace("_", " "))
+
+
+def capitalize(text: str) -> str:
+    """Return the text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+# ----------------------------------------------------------------------------- metrics.json
+
+
+def pairs_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measures of pairs of photos; empty if none was computed."""
+    identity = tasks.get("identity") or {}
+    return identity.get("matching") or identity.get("verification") or {}
+
+
+def is_unseen(metrics: Mapping[str, Any]) -> bool:
+    """Return whether nobody on the photos has a training photo."""
+    protocol = PROTOCOLS.get(metrics["protocol"])
+    disjoint = protocol is not None and protocol.disjoint and metrics["split"] != "train"
+    return disjoint or bool(metrics.get("cross_hand"))
+
+
+def classified_tasks(tasks: Mapping[str, Any]) -> list[str]:
+    """Return the tasks with photos of a known class, which identity of unseen people has not."""
+    return [task for task, block in tasks.items() if block and block.get("n_images")]
+
+
+def value_of(block: Mapping[str, Any], measure: Measure) -> tuple[float | None, dict[str, Any]]:
+    """Return a measure's value and its interval in a block of metrics.json; None and {}: absent."""
+    holder = (block.get(measure.block) or {}) if measure.block else block
+    return holder.get(measure.key), (holder.get("intervals") or {}).get(measure.key) or {}
+
+
+# ----------------------------------------------------------------------------- headlines
 
 
 class Headline(NamedTuple):
-    """A headline number. NaN: unknown.
+    """A headline number; NaN: unknown.
 
-    controls: those with a value.
-    above: control -> interval of the number minus the control's, paired over people, if measured.
+    part: the task, or the kind of pairs.
+    baselines: baseline -> its value.
+    differences: baseline -> interval of the number minus the baseline's, paired over people.
     """
 
-    part: str  # the task, or the kind of pairs
-    measure: str
+    part: str
+    measure: Measure
     value: float
     low: float
     high: float
     n_photos: int
     n_people: int
-    controls: dict[str, float]
-    above: dict[str, tuple[float, float]]
+    baselines: dict[str, float]
+    differences: dict[str, tuple[float, float]]
 
     @property
     def name(self) -> str:
-        """What was measured, for a reader."""
-        return f"{name(self.part)}, {name(self.measure)}"
+        """Part and measure."""
+        return f"{name_of(self.part)}: {self.measure.name}"
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether it is an error."""
-        return self.measure in LOWER_IS_BETTER
+    def text(self) -> str:
+        """The value with its unit."""
+        return self.measure.unit.format(self.value)
+
+    @property
+    def interval(self) -> str:
+        """The confidence interval with its unit; empty if unknown."""
+        has_interval = self.low == self.low
+        return self.measure.unit.format_interval(self.low, self.high) if has_interval else ""
+
+    @property
+    def best_baseline(self) -> str:
+        """The baseline with the best value; empty if there is none."""
+        sign = 1 if self.measure.higher_is_better else -1
+        return max(self.baselines, key=lambda key: sign * self.baselines[key], default="")
 
 
-def name(key: str) -> str:
-    """Return a key of metrics.json as a reader says it."""
-    return NAMES.get(key, key.replace("_", " "))
-
-
-def number(value: float | None, measure: str) -> str:
-    """Return a measure's value with its unit; a dash where there is none."""
-    text = _digits(value, measure)
-    return text if text == NONE else f"{text}{_unit(measure)}"
-
-
-def between(low: float | None, high: float | None, measure: str) -> str:
-    """Return an interval with its unit; a dash where there is none."""
-    ends = _digits(low, measure), _digits(high, measure)
-    return NONE if NONE in ends else f"{ends[0]} to {ends[1]}{_unit(measure)}"
-
-
-def _digits(value: float | None, measure: str) -> str:
-    if value is None or value != value:
-        return NONE
-    return f"{value:.1f}" if measure == "mae_years" else f"{100 * value:.1f}"
-
-
-def _unit(measure: str) -> str:
-    return "\u00a0years" if measure == "mae_years" else "\u00a0%"  # no-break spaces
-
-
-def matching_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was measured on embeddings of pairs; empty where nothing was."""
-    identity = tasks.get("identity") or {}
-    return identity.get("matching") or identity.get("verification") or {}
-
-
-def is_of_strangers(metrics: Mapping[str, Any]) -> bool:
-    """Return whether nobody on the photos was trained on."""
-    identity = metrics["tasks"].get("identity") or {}
-    return bool(metrics.get("cross_hand")) or "matching" in identity
-
-
-def headlines(tasks: Mapping[str, Any]) -> list[Headline]:
-    """Return every number that has an interval, and of old files the balanced accuracies."""
-    found = []
-    for task in TASKS:
-        block = tasks.get(task) or {}
-        for measure in block.get("intervals", {"balanced_accuracy": {}}):
-            found.append(_headline(task, measure, block, block.get("controls") or {}))
-    pairs = matching_of(tasks)
-    for kind in KINDS:
-        block = pairs.get(kind) or {}
-        for measure in block.get("intervals", {}):
-            found.append(_headline(kind, measure, block, pairs.get("controls") or {}))
-    return [line for line in found if line.value == line.value]
+def headlines(metrics_tasks: Mapping[str, Any]) -> list[Headline]:
+    """Return the headline numbers: of each classified task, then of each kind of pairs."""
+    pairs = pairs_of(metrics_tasks)
+    tasks = {task: metrics_tasks[task] for task in classified_tasks(metrics_tasks)}
+    parts = [(task, block, block.get("baselines")) for task, block in tasks.items()]
+    parts += [(kind, pairs.get(kind) or {}, pairs.get("baselines")) for kind in PAIR_KINDS]
+    return [
+        _headline(part, measure, block, baselines or {})
+        for part, block, baselines in parts
+        for measure in MEASURES.values()
+        if measure.headline and value_of(block, measure)[0] is not None
+    ]
 
 
 def _headline(
-    part: str, measure: str, block: Mapping[str, Any], controls: Mapping[str, Any]
+    part: str, measure: Measure, block: Mapping[str, Any], baselines: Mapping[str, Any]
 ) -> Headline:
     """Return a block's measure as a headline; null becomes NaN."""
-
-    def known(value: float | None) -> float:
-        return float("nan") if value is None else value
-
-    sure = (block.get("intervals") or {}).get(measure) or {}
-    distances = (block.get("above_controls") or {}).items()
-    above = {key: by_measure.get(measure) or {} for key, by_measure in distances}
-    beside = {key: values.get(measure) for key, values in controls.items()}
-    if measure == "eer":
-        beside["chance"] = 0.5  # of scores that know nothing, by definition
+    value, interval = value_of(block, measure)
+    low, high = (
+        float("nan") if interval.get(end) is None else interval[end] for end in ("low", "high")
+    )
+    values = {key: found.get(measure.key) for key, found in baselines.items()}
+    found = {
+        key: by_measure.get(measure.key) or {}
+        for key, by_measure in (block.get("differences_to_baselines") or {}).items()
+    }
     return Headline(
         part,
         measure,
-        known(block.get(measure)),
-        known(sure.get("low")),
-        known(sure.get("high")),
-        sure.get("n_photos", 0),
-        sure.get("n_people", 0),
-        {key: value for key, value in beside.items() if value is not None},
-        {key: (d["low"], d["high"]) for key, d in above.items() if d.get("low") is not None},
+        float("nan") if value is None else value,
+        low,
+        high,
+        interval.get("n_photos", 0),
+        interval.get("n_people", 0),
+        {key: value for key, value in values.items() if value is not None},
+        {key: (d["low"], d["high"]) for key, d in found.items() if d.get("low") is not None},
     )
 
 
-def best_control(line: Headline) -> str:
-    """Return the name of the control that comes nearest to a headline number, or beyond it."""
-    sign = -1 if line.lower_is_better else 1
-    return max(line.controls, key=lambda key: sign * line.controls[key])
+def is_better(line: Headline) -> bool | None:
+    """Return whether a headline number is better than its best baseline; None: not comparable.
 
-
-def better(line: Headline) -> bool | None:
-    """Return whether the whole interval is better than the best control.
-
-    Of the difference to that control, where people were paired; else of the number itself. Under
-    `FEW_PEOPLE` people show nothing. None: there is no control, or no interval.
+    Of the difference to that baseline, where it was paired over people, the whole interval must be
+    better than 0; else the number's own interval must be better than the baseline. Fewer than
+    `FEW_PEOPLE` people show nothing.
     """
-    if not line.controls or line.low != line.low:
+    best = line.best_baseline
+    if not best or not line.interval:
         return None
     if line.n_people < FEW_PEOPLE:
         return False
-    best = best_control(line)
-    low, high = line.above.get(best, (line.low, line.high))
-    control = 0.0 if best in line.above else line.controls[best]
-    return high < control if line.lower_is_better else low > control
+    low, high = line.differences.get(best, (line.low, line.high))
+    bound = 0.0 if best in line.differences else line.baselines[best]
+    return low > bound if line.measure.higher_is_better else high < bound
 
 
 def verdict(line: Headline) -> str:
-    """Return how sure a headline number is, and whether it is more than its best control."""
-    if line.low != line.low:
-        return "How sure it is was not measured."
-    said = ""
+    """Return the sentence that compares a headline number with its best baseline."""
+    if not line.interval:
+        return "No confidence interval could be computed."
+    flat = ""
     if line.low == line.high:
-        said = (
-            "Every repetition gives the same number, so the interval has no width: how far off the"
-            " number may be, it cannot say. "
+        flat = "All bootstrap samples agree, so this interval says nothing about uncertainty. "
+    best = line.best_baseline
+    if not best:
+        return f"{flat}No baseline applies."
+    baseline = (
+        f"the best baseline, {name_of(best)} ({line.measure.unit.format(line.baselines[best])})"
+    )
+    if not is_better(line):
+        few = f": fewer than {FEW_PEOPLE} people" if line.n_people < FEW_PEOPLE else ""
+        return f"{flat}Not shown to be better than {baseline}{few}."
+    if best in line.differences:
+        return (
+            f"{flat}Better than {baseline}: the 95 % confidence interval of the difference"
+            " excludes 0."
         )
-    if not line.controls:
-        return f"{said}No control was measured beside it."
-    best = best_control(line)
-    control = f"{name(best)} ({number(line.controls[best], line.measure)})"
-    if better(line):
-        return f"{said}Better than its best control, {control}, with the whole interval."
-    return f"{said}Not shown to be better than {control}."
+    return f"{flat}Better than {baseline}, which lies outside the 95 % confidence interval."
 
 
 def summary(lines: Sequence[Headline]) -> str:
-    """Return the answer in one or two sentences: what is better than its controls, what is not."""
-    said = []
-    for found, start in (
-        (True, "Better than every control, with the whole interval"),
-        (False, "Not shown to be better than the best control"),
+    """Return which headline numbers are shown to be better than their best baseline."""
+    sentences = []
+    for wanted, start in (
+        (True, "Better than the best baseline (95 % confidence)"),
+        (False, "Not shown to be better than the best baseline"),
     ):
-        named = [f"{x.name} {number(x.value, x.measure)}" for x in lines if better(x) is found]
+        named = [f"{line.name} {line.text}" for line in lines if is_better(line) is wanted]
         if named:
-            said.append(f"{start}: {'; '.join(named)}.")
-    return " ".join(said) or "Nothing was measured that a control stands beside."
+            sentences.append(f"{start}: {'; '.join(named)}.")
+    return " ".join(sentences) or "No result can be compared with a baseline."
+
+
+def headline_table(metrics_tasks: Mapping[str, Any]) -> list[str]:
+    """Return text lines: each headline number with its interval, people and baselines."""
+    lines = headlines(metrics_tasks)
+    used = [key for key in BASELINES if any(key in line.baselines for line in lines)]
+    rows = [["", "value", "95 % interval", "people", *map(name_of, used)]]
+    for line in lines:
+        unit = line.measure.unit
+        few = " (few)" if line.n_people < FEW_PEOPLE else ""
+        baselines = [unit.format(line.baselines.get(key)) for key in used]
+        rows.append(
+            [line.name, line.text, line.interval or "–", f"{line.n_people}{few}", *baselines]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+
+
+# ----------------------------------------------------------------------------- sentences
+
+
+def describe_evaluation(metrics: Mapping[str, Any]) -> str:
+    """Return the sentence that says which photos and which model were evaluated."""
+    aspect = metrics["aspect"]
+    hand = f" ({ASPECTS[aspect]})" if aspect in ASPECTS else ""
+    people = f" of {metrics['n_people']} people" if metrics.get("n_people") else ""
+    fold = "" if metrics.get("fold") is None else f", fold {metrics['fold']}"
+    return (
+        f"{metrics['n_images']} photos{people}, aspect {aspect}{hand}, {metrics['split']} split of"
+        f" protocol {metrics['protocol']}{fold}. Model: {metrics['backbone']}, epoch"
+        f" {metrics.get('epoch', 'unknown')}."
+    )
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know before any number."""
-    conditions = [
-        (
-            metrics.get("permuted_labels"),
-            "A control run, no result: gender and age were permuted between people before the"
-            " training. What is right here is memorised people.",
+    n_people, cross = metrics.get("n_people", FEW_PEOPLE), metrics.get("cross_hand") or {}
+    conditions = {
+        "Permutation test: the labels were permuted between people before training. Scores above"
+        " chance show that the model recognises people, not the attribute.": metrics.get(
+            "permuted_labels"
         ),
-        (
-            metrics.get("split") == "train",
-            "These are the photos that were trained on: the numbers say what was memorised, and"
-            " nothing about other photos.",
+        "These photos were used for training. The scores measure memorisation and say nothing about"
+        " other photos.": metrics.get("split") == "train",
+        "The epoch was selected on this split, so the scores are optimistic.": metrics.get(
+            "selected_on_reported_split"
         ),
-        (
-            metrics.get("selected_on_reported_split"),
-            "These photos chose the epoch: the numbers are the best of several tries on them, so"
-            " a little better than on photos kept apart.",
+        "The temperature was fitted on this split, so all measures of probabilities (calibration"
+        " error, log loss, Brier score, reliability diagram) are optimistic.": metrics.get(
+            "calibrated_on_reported_split"
         ),
-        (
-            metrics.get("calibrated_on_reported_split"),
-            "The temperature was fitted on these photos: what is said of probabilities"
-            " (calibration error, log loss, Brier score, reliability) is optimistic.",
-        ),
-        (
-            metrics.get("split_as_at_training") is False,
-            "The list of photos is not the one that was there at the training: whether some of"
-            " them were trained on is not known.",
-        ),
-        (
-            metrics.get("n_people", FEW_PEOPLE) < FEW_PEOPLE,
-            f"These are under {FEW_PEOPLE} people: too few to say anything of people in general,"
-            " and an interval over so few is itself unsure.",
-        ),
-    ]
-    said = [text for holds, text in conditions if holds]
-    return [*said, *_cross_hand(metrics.get("cross_hand"), metrics["aspect"])]
+        "The split file has changed since training, so some of these photos may have been used for"
+        " training.": metrics.get("split_as_at_training") is False,
+        f"Only {n_people} people: too few to generalise. Confidence intervals from fewer than"
+        f" {FEW_PEOPLE} people are themselves unreliable.": n_people < FEW_PEOPLE,
+        f"Trained on aspect {cross.get('trained_on')}, evaluated on aspect {metrics['aspect']}:"
+        f" identity is not evaluated, and {cross.get('people_left_out_as_trained_on')} people with"
+        " training photos were excluded.": cross,
+    }
+    return [text for text, holds in conditions.items() if holds]
 
 
-def _cross_hand(cross: Mapping[str, Any] | None, aspect: str) -> list[str]:
-    """Return what to know of a test on another aspect than was trained on."""
-    if not cross:
-        return []
-    return [
-        f"Trained on another aspect ({cross['trained_on']}) than these photos show ({aspect}):"
-        " gender and age alone are scored, on people who were not trained on"
-        f" ({cross['people_left_out_as_trained_on']} people were left out as they were)."
-    ]
-
-
-def what_was_measured(metrics: Mapping[str, Any]) -> str:
-    """Return the sentence that says of what the numbers are."""
-    aspect, protocol = metrics["aspect"], metrics["protocol"]
-    people = f" of {metrics['n_people']} people" if metrics.get("n_people") else ""
-    fold = metrics.get("fold")
-    return (
-        f"{metrics['n_images']} photos{people}: {HANDS.get(aspect, 'aspect')} ({aspect}), split"
-        f" {metrics['split']} of protocol {protocol}"
-        f"{'' if fold is None else f', fold {fold}'}, answered by {metrics['backbone']}."
-    )
-
-
-def what_the_control_means(strangers: bool) -> str:
-    """Return the sentence that tells how to read a score beside its controls.
+def explain_baselines(unseen: bool) -> str:
+    """Return how to read a score beside its baselines.
 
     Args:
-        strangers: nobody on the photos was trained on.
+        unseen: nobody on the photos has a training photo.
     """
-    if strangers:
+    if unseen:
         return (
-            "Nobody here was trained on: what a score has above the majority class carries over to"
-            " strangers, and what it has above identity lookup is more than likeness to one trained"
-            " person."
+            "Nobody on these photos was seen in training, so a score above the majority class"
+            " generalises to unseen people. A score above identity lookup is not explained by"
+            " resemblance to a single person seen in training."
         )
     return (
-        "Identity lookup answers the gender and age of whoever the identity head names: a score no"
-        " better than that shows that people are known again, not that gender or age is read."
+        "The people on these photos were seen in training. Identity lookup predicts the other"
+        " attributes from the predicted person alone: a score no better than identity lookup can"
+        " be explained by recognising people."
     )
 
 
 def leakage_rows(leakage: Mapping[str, float | None]) -> list[list[str]]:
-    """Return a table's rows: how near the evaluated photos are to those trained on."""
-    said = {"person_in_train": "their person is in train"}
-    said |= {
-        f"within_{gap}": f"a frame of their person at most {gap} away is in train"
-        for gap in (1, 2, 5)
-    }
-    return [[text, number(leakage[key], key)] for key, text in said.items() if key in leakage]
+    """Return a table's rows: which fraction of the evaluated photos is close to training photos."""
+    texts = {"person_in_train": "the same person in train"}
+    for key in leakage:
+        if key.startswith("within_"):
+            gap = key.removeprefix("within_")
+            texts[key] = f"a frame of the same person at most {gap} away in train"
+    return [[text, PERCENT.format(leakage[key])] for key, text in texts.items() if key in leakage]
 
 
-def slice_rows(slices: Mapping[str, Any]) -> list[list[str]]:
-    """Return a table's rows of one part's slices: grouping and group, measure, value, people."""
-    return [
-        [
-            f"{name(grouping)}: {group}",
-            name(measure),
-            number(found["value"], measure),
-            between(found["low"], found["high"], measure),
-            str(found["n_photos"]),
-            f"{found['n_people']}{' (few)' if found['few_people'] else ''}",
-        ]
-        for grouping, measures in slices.items()
-        for measure, block in measures.items()
-        for group, found in block["groups"].items()
-    ]
+def describe_gap(groups: Mapping[str, Any], measure: Measure) -> str:
+    """Return the sentence on the largest difference of a measure between groups.
 
-
-def widest_gap(slices: Mapping[str, Any], measure: str) -> str:
-    """Return the sentence that names the widest gap of a measure over all groupings."""
+    Args:
+        groups: grouping -> measure -> {"groups", "gap"}, as in metrics.json.
+        measure: that differs.
+    """
     gaps = {
         grouping: gap
-        for grouping, measures in slices.items()
-        if (gap := (measures.get(measure) or {}).get("gap")) and gap["value"] is not None
+        for grouping, found in groups.items()
+        if (gap := (found.get(measure.key) or {}).get("gap")) and gap["value"] is not None
     }
     if not gaps:
-        return "No two groups have enough people to compare."
+        return f"No two groups have at least {FEW_PEOPLE} people each, so none are compared."
     grouping = max(gaps, key=lambda key: gaps[key]["value"])
-    gap = gaps[grouping]
+    gap, unit = gaps[grouping], measure.unit
+    points = " percentage points" if unit.is_percent else unit.suffix
     low, high = (float("nan") if gap[end] is None else gap[end] for end in ("low", "high"))
-    points = "years" if measure == "mae_years" else "percentage points"
-    said = (
-        f"Widest gap: {name(grouping)}, {gap['highest']} above {gap['lowest']} by"
-        f" {_digits(gap['value'], measure)} {points} (95 % interval"
-        f" {between(low, high, measure)})"
+    sentence = (
+        f"Largest difference: {name_of(grouping)}, {gap['highest']} exceeds {gap['lowest']} by"
+        f" {unit.format(gap['value'], suffix=False)}{points} (95 % confidence interval"
+        f" {unit.format_interval(low, high)})."
     )
     if low > 0 or high < 0:
-        return f"{said}: more than chance, though the pair was picked for its gap."
-    return f"{said}: the interval does not leave out 0."
+        return (
+            f"{sentence} The interval excludes 0, but the pair was chosen for its large difference."
+        )
+    return f"{sentence} The interval includes 0."
+
+
+def terms(metrics_tasks: Mapping[str, Any]) -> dict[str, str]:
+    """Return the glossary: general terms, baselines, and every measure that the report shows."""
+    pairs = pairs_of(metrics_tasks)
+    blocks = [block for block in metrics_tasks.values() if block]
+    blocks += [pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)]
+    shown = {m.name: m.explanation for m in measures_in(blocks)}
+    baselines = {f"Baseline: {b.name}": b.explanation for b in BASELINES.values()}
+    return GENERAL_TERMS | baselines | {capitalize(k): text for k, text in shown.items()}
+
+
+def measures_in(blocks: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
+    """Yield, in the order of `MEASURES`, the measures with a value in any of the blocks."""
+    for measure in MEASURES.values():
+        if any(value_of(block, measure)[0] is not None for block in blocks):
+            yield measure

@@ -1,11 +1,12 @@
-"""What the tests share: a tiny fake 11k tree, the real one where there is one, clean globals.
+"""Shared fixtures: a tiny data set, tiny checkpoints, the real photos if available, clean globals.
 
-`hands_root` (fixture) is a root with Hands/ and HandInfo.csv, `split_root` the same once
-dataset_11k_split.py has run on it; `make_hands_root(name, n_frames=...)` makes further ones.
+`hands_root` is a root with Hands/ and HandInfo.csv, `split_root` the same after
+dataset_11k_split.py; `make_hands_root(name, n_frames=...)` makes further ones.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import logging
@@ -24,7 +25,6 @@ import torch
 from PIL import Image, ImageDraw
 
 import dataset_11k_split
-import train
 from dataset_11k import ASPECTS, HAND_INFO_COLUMNS
 
 # id, age, gender, skin colour, colour of the hand: every age group once, ids with leading zeros.
@@ -36,14 +36,14 @@ PEOPLE = (
     ("0001071", 30, "female", "very fair", (60, 200, 200)),
     ("1200000", 75, "male", "fair", (200, 60, 200)),
 )
-# Somebody who wears a ring on every photo, so nobody the split may know.
+# Wears a ring on every photo, so is in no split.
 RING_BEARER = ("0000777", 45, "female", "fair", (120, 120, 120))
 
 
 def pytest_configure() -> None:
-    """Keep the weights' hub and its local cache out of reach, of child processes too."""
+    """Make the model hub and its local cache unreachable, also for child processes."""
     os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    os.environ["no_proxy"] = "*"  # a proxy would answer in the hub's place
+    os.environ["no_proxy"] = "*"  # a proxy would answer instead
     os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir()) / "igae-tests-empty-hub-cache")
 
 
@@ -73,7 +73,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def same_globals() -> Iterator[None]:
-    """Put back what a script's `main` changes for its process: logger, generators, torch flags."""
+    """Restore what a script's `main` changes: logger, random generators, torch settings."""
     logger = logging.getLogger("igae")
     logging_before = (list(logger.handlers), logger.level, logger.propagate)
     generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
@@ -107,9 +107,9 @@ def clean_globals() -> Iterator[None]:
 
 
 def draw_hand(person: tuple[Any, ...], aspect: str, frame: int) -> Image.Image:
-    """Return a 64x48 near-white photo with a blob: the colour tells who, a bar tells the gender.
+    """Return a 64x48 near-white photo: a blob in the person's colour, a black bar for males.
 
-    Frames of a person and aspect differ by a pixel's shift, as neighbours in the real data do.
+    Frames of a person and aspect are shifted by a pixel, like neighbouring frames of real data.
     """
     _, _, gender, _, colour = person
     photo = Image.new("RGB", (64, 48), (245, 245, 240))
@@ -168,49 +168,58 @@ def hands_root(make_hands_root: Callable[..., Path]) -> Path:
     return make_hands_root()
 
 
-@pytest.fixture
-def split_root(hands_root: Path) -> Path:
+def run_quietly(main: Callable[[list[str]], int], *argv: str) -> None:
+    """Run a script; it must succeed. Its output and its changes of the process are discarded."""
     with (
         same_globals(),
         contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as err,
     ):
-        assert dataset_11k_split.main(["--input", str(hands_root)]) == 0
+        code = main(list(argv))
+    assert code == 0, err.getvalue()
+
+
+@pytest.fixture
+def split_root(hands_root: Path) -> Path:
+    run_quietly(dataset_11k_split.main, "--input", str(hands_root))
     return hands_root
+
+
+def train_tiny(root: Path, run: Path, *flags: str) -> Path:
+    """Train a tiny model at 32 pixels on dorsal_dr of `root`; return its best checkpoint.
+
+    A run with the same flags is trained once per session and copied.
+    """
+    import train  # late, so that tests of the lower rooms do not depend on it
+
+    if flags not in TRAINED:
+        kept = Path(tempfile.mkdtemp(prefix="igae-tests-")) / "run"
+        fixed = "--backbone test_resnet --no-pretrained --image_size 32 --amp off --device cpu"
+        fixed += f" --num_workers 0 --batch_size 8 --run_dir {kept}"
+        attributes = root / "sub_dataset" / "dorsal_dr.csv"
+        run_quietly(train.main, "--attributes_file", str(attributes), *fixed.split(), *flags)
+        atexit.register(shutil.rmtree, kept.parent, ignore_errors=True)
+        TRAINED[flags] = kept
+    shutil.copytree(TRAINED[flags], run)
+    return next(run.glob("*-best.pth"))
+
+
+TRAINED: dict[tuple[str, ...], Path] = {}  # flags -> folder of the run
 
 
 @pytest.fixture
 def tiny_checkpoint(split_root: Path, tmp_path: Path) -> Path:
-    """The best checkpoint of two epochs on the split_root's right hands' backs, float32, 32 px."""
-    run = tmp_path / "run"
-    flags = "--backbone test_resnet --no-pretrained --image_size 32 --amp off --device cpu"
-    flags += f" --num_workers 0 --batch_size 8 --N_epochs 2 --run_dir {run}"
-    attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
-    with (
-        same_globals(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        assert train.main(["--attributes_file", str(attributes), *flags.split()]) == 0
-    return next(run.glob("*-best.pth"))
+    """The best checkpoint of two epochs of protocol paper."""
+    return train_tiny(split_root, tmp_path / "run", "--N_epochs", "2")
 
 
 @pytest.fixture
 def disjoint_checkpoint(split_root: Path, tmp_path: Path) -> Path:
-    """One epoch on fold 1 of 3: two of the split_root's people each in train, val and test."""
-    flags = "--backbone test_resnet --no-pretrained --image_size 32 --amp off --device cpu"
-    flags += " --num_workers 0 --batch_size 8 --N_epochs 1 --protocol subject-disjoint --fold 1"
-    attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
-    draw = ["--input", str(split_root), "--protocol", "subject-disjoint", "--folds", "3"]
-    with (
-        same_globals(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        assert dataset_11k_split.main(draw) == 0
-        given = ["--attributes_file", str(attributes), "--run_dir", str(tmp_path / "disjoint")]
-        assert train.main([*given, *flags.split()]) == 0
-    return next((tmp_path / "disjoint").glob("*-best.pth"))
+    """One epoch on fold 1 of 3: two people each in train, val and test."""
+    protocol = ("--protocol", "subject-disjoint")
+    run_quietly(dataset_11k_split.main, "--input", str(split_root), *protocol, "--folds", "3")
+    flags = (*protocol, "--fold", "1", "--N_epochs", "1")
+    return train_tiny(split_root, tmp_path / "disjoint", *flags)
 
 
 def folder_of(variable: str) -> Path:

@@ -1,369 +1,588 @@
-"""compare.py: averages by hand, intervals by brute force, the table, differences, the figure."""
+"""compare.py: flags, plans, running, resuming, tables, figure, differences."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
-from sklearn.metrics import balanced_accuracy_score
 
 import compare
-from compare import (
-    Summary,
-    find_row,
-    interval_text,
-    plot_comparison,
-    rows_of,
-    summarise,
-    table_line,
-    table_text,
-)
+import dataset_11k_split
+import test as test_script
+import train
+from compare import Cell, EvaluatedRun
 from data.splits import PROTOCOLS
-from dataset_11k import AGE_GROUPS
-from measures import across_runs
-from measures.across_runs import (
-    Cell,
-    Result,
-    Row,
-    average,
-    compare_rows,
-    differences_table,
-    headline_numbers,
-    interval,
-)
-from measures.bootstrap import N_DRAWS, Interval, draw_people
-from pages.wording import CONTROLS
-from utils import UserError
+from dataset_11k import AGE_GROUPS, GENDERS, TASKS
+from measures import registry
+from measures.bootstrap import people_mean
+from measures.metrics_json import compute_metrics, to_json
+from measures.registry import BASELINES, MEASURES, Measure
+from utils import UserError, logger
 
-GENDER = ("gender", "balanced_accuracy")
-
-
-def random_arrays(seed: int, *, people: str = "p", strangers: bool = False) -> dict[str, Any]:
-    """Return the predictions.npz of a model that guesses: 12 people, 6 photos each."""
-    draw = np.random.default_rng(seed)
-    who = np.random.default_rng(0).permutation(np.repeat(np.arange(12), 6))
-    n_photos = len(who)
-    arrays: dict[str, Any] = {
-        "people": np.array([f"{people}{number:02}" for number in who]),
-        "age_years": 18 + who,
-        "frame_number": np.arange(n_photos) * 10.0,
-        "embedding": draw.normal(size=(n_photos, 5)) + np.eye(12, 5)[who],
-        "mean_ages": np.array([19.0, 21, 22, 23, 27, 40]),
-        "gender_true": who % 2,
-        "age_true": who % len(AGE_GROUPS),
-        "identity_true": np.full(n_photos, -1) if strangers else who,
-    }
-    for task, n_classes in (("identity", 12), ("gender", 2), ("age", 6)):
-        right = np.eye(n_classes)[arrays[f"{task}_true"]]
-        arrays[f"{task}_logits"] = draw.normal(size=(n_photos, n_classes)) + right
-        arrays[f"{task}_classes"] = np.array([str(i) for i in range(n_classes)])
-        arrays[f"{task}_temperature"] = np.array(1.5)
-    if strangers:
-        rows = [np.flatnonzero(who == person) for person in range(12)]
-        arrays["galleries"] = np.array([[draw.choice(r) for r in rows] for _ in range(3)])
-    return arrays
-
-
-def metrics_of(n_images: int, numbers: dict[str, Any] | None = None) -> dict[str, Any]:
-    said = {"majority_class": {"balanced_accuracy": 0.5}, **(numbers or {})}
-    gender = {
-        "balanced_accuracy": 0.7,
-        "intervals": {"balanced_accuracy": {"low": 0.6, "high": 0.8}},
-        "controls": said,
-    }
-    tasks = {"identity": None, "gender": gender, "age": None}
-    about = {"checkpoint": "c", "epoch": 1, "split": "test", "n_people": 12}
-    return {**about, "n_images": n_images, "tasks": tasks}
-
-
-def make_result(
-    folder: Path, cell: Cell, arrays: dict[str, Any], numbers: dict[str, Any] | None = None
-) -> Result:
-    folder = folder / cell.name
-    folder.mkdir()
-    np.savez(folder / "predictions.npz", **arrays)
-    return Result(cell, folder, metrics_of(len(arrays["people"]), numbers))
+QUICK = "--no-pretrained --image_size 32 --amp off --device cpu --num_workers 0"
+QUICK += " --batch_size 8 --N_epochs 2 --eval_every 1 --no-cache"
+BOTH = ("test_resnet", "test_efficientnet")
+N_PEOPLE = 12
 
 
 @pytest.fixture
-def folds_and_seeds(tmp_path: Path) -> tuple[Result, ...]:
-    """Two folds of other people, two seeds of the first and one of the second."""
-    cells = [Cell("dorsal_dr", "subject-disjoint", "net", *key) for key in ((0, 1), (0, 2), (1, 1))]
-    return tuple(
-        make_result(
-            tmp_path,
-            cell,
-            random_arrays(
-                10 * (cell.fold or 0) + cell.seed, people=f"f{cell.fold}", strangers=True
-            ),
-            {"identity_lookup": {"balanced_accuracy": 0.1 * (1 + i)}},
-        )
-        for i, cell in enumerate(cells)
-    )
+def root(split_root: Path) -> Path:
+    """Splits of `paper`, and of `subject-disjoint` in three folds."""
+    draw = ["--input", str(split_root), "--protocol", "subject-disjoint", "--folds", "3"]
+    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        assert dataset_11k_split.main(draw) == 0
+    return split_root
 
 
-def score(result: Result, weights: np.ndarray | None = None) -> float:
-    """Return the balanced accuracy of gender; `weights` of its photos."""
-    true = result.arrays["gender_true"]
-    right = result.arrays["gender_logits"].argmax(axis=1) == true
-    counted = np.ones(len(true)) if weights is None else weights
-    recalls = [
-        counted[right & (true == c)].sum() / counted[true == c].sum()
-        for c in (0, 1)
-        if counted[true == c].any()
-    ]
-    return float(np.mean(recalls))
+class Children:
+    """Stands for `subprocess`: runs the scripts in this process, and remembers which."""
+
+    DEVNULL, STDOUT = subprocess.DEVNULL, subprocess.STDOUT
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.fails: Callable[[list[str]], bool] = lambda command: False
+
+    def run(self, command: list[str], *, stdout: IO[str], **options: Any) -> Any:
+        self.commands.append(command)
+        if self.fails(command):
+            print("error: the disk is full", file=stdout, flush=True)
+            return SimpleNamespace(returncode=1)
+        script = {"train.py": train, "test.py": test_script}[Path(command[1]).name]
+        handlers, level = list(logger.handlers), logger.level
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+            code = script.main(command[2:])
+        stdout.flush()
+        logger.handlers, logger.level = handlers, level
+        return SimpleNamespace(returncode=code)
+
+    def scripts(self) -> list[str]:
+        """Return the names of the scripts that have run, and forget them."""
+        names = [Path(command[1]).name for command in self.commands]
+        self.commands.clear()
+        return names
 
 
-def test_averages_are_means_of_each_models_own_score(folds_and_seeds: tuple[Result, ...]) -> None:
-    scores = [score(result) for result in folds_and_seeds]
-    expected = ((scores[0] + scores[1]) / 2 + scores[2]) / 2
-    assert average(folds_and_seeds, GENDER).value == pytest.approx(expected, abs=1e-12)
-    true = np.concatenate([r.arrays["gender_true"] for r in folds_and_seeds])
-    logits = np.concatenate([r.arrays["gender_logits"] for r in folds_and_seeds])
-    pooled = balanced_accuracy_score(true, logits.argmax(axis=1))
-    assert pooled != pytest.approx(expected, abs=1e-3)
-
-    summary = summarise(folds_and_seeds[0].cell.row, folds_and_seeds, n_folds=3)
-    assert summary.controls[GENDER]["identity_lookup"] == pytest.approx((0.15 + 0.3) / 2)
-    assert summary.controls[GENDER]["majority_class"] == 0.5
-    assert summary.n_images == 2 * 72
-    assert summary.made_of == "**2 of 3 folds**, seeds 1 2, **3 of 4 runs**"
-    assert ("identity", "balanced_accuracy") not in summary.numbers
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> Children:
+    stand_in = Children()
+    monkeypatch.setattr(compare, "subprocess", stand_in)
+    return stand_in
 
 
-def test_the_interval_of_an_average_is_that_of_people_drawn_over_all_folds(
-    folds_and_seeds: tuple[Result, ...],
-) -> None:
-    everybody = np.unique(np.concatenate([r.arrays["people"] for r in folds_and_seeds]))
-    assert len(everybody) == 24
-    draws = []
-    for weights in draw_people(24, N_DRAWS, seed=0):
-        by_photo = [
-            weights[np.searchsorted(everybody, r.arrays["people"])] for r in folds_and_seeds
-        ]
-        pairs = zip(folds_and_seeds, by_photo, strict=True)
-        scores = [score(result, own) for result, own in pairs]
-        draws.append(((scores[0] + scores[1]) / 2 + scores[2]) / 2)
-    found = interval(folds_and_seeds, GENDER)
-    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1e-9)
-    assert found.n_people == 24
+def flags_of(root: Path, output: Path, *more: str, backbones: Sequence[str] = BOTH) -> list[str]:
+    flags = ["--backbones", *backbones, "--input", str(root), "--output", str(output)]
+    return [*flags, *QUICK.split(), *more]
 
 
-def test_rank_1_of_strangers_by_brute_force(folds_and_seeds: tuple[Result, ...]) -> None:
-    arrays = folds_and_seeds[0].arrays
-    unit = arrays["embedding"] / np.linalg.norm(arrays["embedding"], axis=1, keepdims=True)
-    hits = []
-    for gallery in arrays["galleries"]:
-        for query in sorted(set(range(72)) - set(gallery)):
-            best = gallery[np.argmax(unit[gallery] @ unit[query])]
-            hits.append(arrays["people"][best] == arrays["people"][query])
-    found = folds_and_seeds[0].measures["identity", "rank_1"]
-    assert found.value == pytest.approx(np.mean(hits), abs=1e-12)
+def last_error(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback" not in "".join(lines)
+    return lines[-1]
 
 
-def test_differences_are_paired_over_the_folds_that_both_have(
-    folds_and_seeds: tuple[Result, ...], tmp_path: Path
-) -> None:
-    better = random_arrays(99, people="f0", strangers=True)
-    better["gender_logits"] = 9 * np.eye(2)[better["gender_true"]]
-    cell = Cell("dorsal_dr", "subject-disjoint", "better", 0, 1)
-    other = make_result(tmp_path, cell, better)
-    alone = make_result(tmp_path, cell._replace(protocol="paper"), random_arrays(1))
-    table = differences_table(rows_of([*folds_and_seeds, other, alone]))
-    assert set(zip(table["first"], table["second"], strict=True)) == {("net", "better")}
-    assert set(table["folds"]) == {"0"}
-    line = table[(table["task"] == "gender") & (table["measure"] == GENDER[1])].iloc[0]
-    expected = (score(folds_and_seeds[0]) + score(folds_and_seeds[1])) / 2 - 1
-    assert line["difference"] == pytest.approx(expected)
-    assert line["low"] < expected < line["high"] < 0
-    assert line["more_than_chance"]
-    assert line["n_people"] == 12
-
-    same = compare_rows(folds_and_seeds[:1], folds_and_seeds[:1])[GENDER]
-    assert (same.value, same.low, same.high, same.more_than_chance) == (0, 0, 0, False)
-
-    better["frame_number"] = better["frame_number"] + 1  # another draw of the split
-    moved = make_result(tmp_path, cell._replace(backbone="moved"), better)
-    assert differences_table(rows_of([folds_and_seeds[0], moved])).empty
+def epochs_of(run_dir: Path) -> list[int]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["epoch"] for line in lines]
 
 
-def test_rows_and_their_names(folds_and_seeds: tuple[Result, ...], tmp_path: Path) -> None:
-    assert find_row("dorsal_dr-subject-disjoint-net", folds_and_seeds) == folds_and_seeds
-    assert find_row("dorsal_dr-subject-disjoint-net-seed_1", folds_and_seeds) == (
-        folds_and_seeds[0],
-        folds_and_seeds[2],
-    )
-    fold = find_row("dorsal_dr-subject-disjoint-fold_0-net", folds_and_seeds)
-    assert fold == folds_and_seeds[:2]
-    with pytest.raises(UserError, match="no such row; there are dorsal_dr-subject-disjoint-net"):
-        find_row("net", folds_and_seeds)
-    cells = [Cell("a", "paper", "x", None, 1), Cell("b", "paper", "x", None, 1)]
-    cells.append(Cell("a", "paper", "y", None, 1))  # added, thus last
-    rows = rows_of([Result(cell, tmp_path, {}) for cell in cells])
-    assert [row.aspect + row.backbone for row in rows] == ["ax", "ay", "bx"]
-
-
-def test_headline_numbers_name_what_there_is() -> None:
-    pairs = {"eer": 0.1, "intervals": {"eer": {"low": 0.0, "high": None}}}
-    ranks = {"rank_1": 0.9, "intervals": {"rank_1": {"low": 0.8, "high": 1.0}}}
-    matching = {"all_pairs": {**pairs, **ranks}, "beyond_2_frames": pairs}
-    matching["controls"] = {"chance": {"rank_1": 0.25}}
-    identity = {
-        "balanced_accuracy": None,
-        "intervals": {"balanced_accuracy": {"low": None, "high": None}},
-        "controls": {},
-        "matching": {**matching, "all_pairs": {**ranks}},
-    }
-    assert headline_numbers({"identity": identity, "gender": None}) == {
-        "identity_rank_1": 0.9,
-        "identity_rank_1_low": 0.8,
-        "identity_rank_1_high": 1.0,
-        "identity_rank_1_chance": 0.25,
-        "identity_eer_beyond_2_frames": 0.1,
-        "identity_eer_beyond_2_frames_low": 0.0,
-        "identity_eer_beyond_2_frames_chance": 0.5,
-    }
-    without = {**identity, "matching": {"all_pairs": pairs, "beyond_2_frames": None}}
-    assert set(headline_numbers({"identity": without})) == {
-        "identity_eer",
-        "identity_eer_low",
-        "identity_eer_chance",
-    }
-
-
-# ----------------------------------------------------------------------------- table and figure
-
-
-def made_up(place: int = 0, **values: Any) -> Summary:
-    """Return a row that nobody measured."""
-    strangers = place % 2 == 1
-    protocol = "subject-disjoint" if strangers else "paper"
-    row = Row(f"aspect_{place // 4}", protocol, f"backbone_{place}_of_some_length")
-    middle = 0.4 + 0.018 * place
-    number = Interval(middle, middle - 0.08, middle + 0.05, 1000, 140, 0.0, 0)
-    identity = ("identity", "rank_1" if strangers else "balanced_accuracy")
-    keys = [identity, GENDER, ("gender", "roc_auc"), ("age", "balanced_accuracy")]
-    numbers = dict.fromkeys([*keys, ("age", "mae_years")], number)
-    controls = {key: {"majority_class": 0.5, "identity_lookup": 0.62} for key in numbers}
-    controls[identity] = {"chance": 0.04} if strangers else {"majority_class": 0.01}
-    facts: dict[str, Any] = {
-        **{"row": row, "folds": (0, 1, 2, 3, 4) if strangers else (), "n_folds": 5},
-        **{"seeds": (42,), "n_runs": 5 if strangers else 1, "n_images": 1002},
-        **{"numbers": numbers, "controls": controls},
-    }
-    return Summary(**{**facts, **values})
+# ----------------------------------------------------------------------------- flags and plans
 
 
 @pytest.mark.parametrize(
-    ("place", "values", "expected"),
+    ("flags", "message"),
     [
-        (0, {}, "seed 42"),
-        (0, {"seeds": (1, 2), "n_runs": 2}, "seeds 1 2"),
-        (1, {}, "5 folds, seed 42"),
-        (1, {"folds": (0, 2, 3), "n_runs": 3}, "**3 of 5 folds**, seed 42"),
-        (1, {"seeds": (1, 2), "n_runs": 10}, "5 folds, seeds 1 2"),
-        (1, {"seeds": (1, 2), "n_runs": 9}, "5 folds, seeds 1 2, **9 of 10 runs**"),
+        ("", "give --backbones, --add or --difference"),
+        ("--backbones a a", "--backbones: a value is repeated"),
+        ("--backbones x/a x:a", "two would share a folder"),
+        ("--backbones a --processes 0", "--processes must be above 0, not 0"),
+        ("--backbones a --protocols paper --folds 0", "--protocols paper have no folds"),
+        ("--backbones a --protocols papers", "invalid choice: 'papers'"),
+        ("--backbones a --backbone_weights w.pth", "w.pth: expected NAME=FILE"),
+        ("--backbones a --backbone_weights b=w.pth", "NAME one of --backbones"),
+        ("--backbones a --backbone_weights a=v a=w", "two files for one backbone"),
+        ("--backbones a --seed 3", "--seed is set for every run; give --seeds"),
+        ("--backbones a --run_dir b", "--run_dir is set for every run; give --output"),
+        ("--backbones a --lrate 3", "unrecognized arguments: --lrate 3"),
+        ("--backbones a --lr -1", "--lr must be a number above 0, not -1.0"),
+        ("--add a --lr 1e-3", "--lr is a flag of train.py, and needs --backbones"),
+        ("--add a --seeds 1", "--seeds needs --backbones"),
+        ("--difference a b --backbones c", "--difference goes with --output only"),
     ],
 )
-def test_what_a_row_is_averaged_over(place: int, values: dict[str, Any], expected: str) -> None:
-    assert made_up(place, **values).made_of == expected
+def test_refused_flags(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(flags.split())
+    assert stopped.value.code == 2
+    assert message in last_error(capsys)
 
 
-def test_a_line_of_the_table() -> None:
-    assert table_line(made_up()) == (
-        "| `backbone_0_of_some_length` | `aspect_0` | `paper` | seed 42 | 1002, 140"
-        " | .400 (.320-.450) | .400 (.320-.450) | .500 / .620 | .400 (.320-.450)"
-        " | .400 (.320-.450) | .500 / .620 | 0.40 (0.32-0.45) |"
-    )
-    line = table_line(made_up(1, controls={}))
-    assert "| rank-1 .418 (.338-.468) |" in line
-    assert "| - / - |" in line
-    known = dict.fromkeys(("majority_class", "identity_lookup", "nearest_embedding"), 0.5)
-    assert "| .500 / .500 / .500 |" in table_line(made_up(1, controls={GENDER: known}))
-    assert interval_text(made_up(numbers={}), GENDER) == "-"
-    whole = Interval(1.0, float("nan"), float("nan"), 3, 1, 0.0, 0)
-    assert interval_text(made_up(numbers={GENDER: whole}), GENDER) == "1.000 (---)"
+@pytest.mark.parametrize(
+    ("flags", "messages"),
+    [
+        ("--aspects dorsal", ["{root}/sub_dataset/dorsal.csv"]),
+        ("--protocols burst", ["{root}/trainval/burst", "--protocol burst"]),
+        ("--folds 1 3", ["subject-disjoint", "3"]),
+        ("--backbone_weights test_resnet={root}/w", ["--backbone_weights: not found: {root}/w"]),
+        ("--input {root}/nowhere", ["{root}/nowhere", "dataset_11k_split.py"]),
+        ("--add {root}/nowhere", ["no checkpoint-NNNNNN-best.pth in {root}/nowhere"]),
+        ("--backbones no_net", ["no_net"]),
+        ("--output {root}/HandInfo.csv", ["{root}/HandInfo.csv"]),
+    ],
+)
+def test_missing_inputs_are_refused_before_the_first_run(
+    flags: str,
+    messages: list[str],
+    root: Path,
+    tmp_path: Path,
+    children: Children,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = flags_of(root, tmp_path / "out", *flags.format(root=root).split())
+    if "weights" in flags:
+        given.remove("--no-pretrained")
+    assert compare.main(given) == 1
+    said = last_error(capsys)
+    assert said.startswith("error: ")
+    for message in messages:
+        assert message.format(root=root) in said
+    assert not (tmp_path / "out").exists()
+    assert children.scripts() == []
 
 
-def test_the_table_says_what_was_trained_how_and_what_is_missing() -> None:
-    summaries = [made_up(0), made_up(1)]
-    recipes = {summary.row: "--N_epochs 3" for summary in summaries}
-    none = pd.DataFrame(columns=["more_than_chance"])
-    text = table_text(summaries, recipes, none, 0)
-    assert "Trained with `--N_epochs 3`." in text
-    assert "Pairs of" not in text
-    assert "missing" not in text
-    n_cells = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert n_cells == {13}
-    recipes[summaries[1].row] = ""
-    some = pd.DataFrame({"more_than_chance": [True, False, False]})
-    text = table_text(summaries, recipes, some, 4)
-    assert "Trained (aspect_0-subject-disjoint-backbone_1_of_some_length) with the defaults" in text
-    assert "1 of 3 differences are more than chance" in text
-    assert "**Not finished: 4 runs are missing.**" in text
+def test_devices_are_gpus_or_shares_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compare, "usable_cpus", lambda: 8)
+    for n_gpus, visible, n_processes, expected in (
+        (0, "", 1, [{}]),
+        (0, "", 3, [{"OMP_NUM_THREADS": "2"}] * 3),
+        (2, "", 3, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in "010"]),
+        (2, "5,7", 2, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in "57"]),
+    ):
+        monkeypatch.setattr("torch.cuda.device_count", lambda n_gpus=n_gpus: n_gpus)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert list(compare.device_queue(n_processes).queue) == expected
 
 
-@pytest.mark.parametrize("n_rows", [2, 30])
-def test_the_figure_has_room_for_every_row(n_rows: int, tmp_path: Path) -> None:
-    path = tmp_path / "compare.png"
-    plot_comparison([made_up(place) for place in range(n_rows)], path)
-    with Image.open(path) as picture:
-        assert picture.width == 1650
-        assert picture.height == 150 * (1.9 + 0.3 * n_rows)
+# ----------------------------------------------------------------------------- runs
 
 
-def test_the_figure_of_every_protocol_and_control_is_not_cut_off(tmp_path: Path) -> None:
-    rows = [
-        replace(made_up(i), row=Row("dorsal_dr", protocol, "net"))
-        for i, protocol in enumerate(PROTOCOLS)
+def test_two_backbones_under_two_protocols(
+    root: Path, tmp_path: Path, children: Children, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    flags = flags_of(root, output, "--folds", "0", "1")
+    assert compare.main([*flags, "--dry_run"]) == 0
+    assert "dorsal_dr-paper-test_resnet-seed_42: not started" in capsys.readouterr().out
+    assert not output.exists()
+
+    assert compare.main(flags) == 0
+    assert children.scripts() == ["train.py", "test.py"] * 6
+    table = pd.read_csv(output / "results.csv")
+    assert len(table) == 6
+    for _, line in table.iterrows():
+        metrics = json.loads((output / line["evaluation"] / "metrics.json").read_text())
+        for key in ("backbone", "aspect", "protocol", "seed", "split", "epoch", "n_images"):
+            assert line[key] == metrics[key]
+        for task in ("gender", "age"):
+            block = metrics["tasks"][task]
+            assert line[f"{task}_balanced_accuracy"] == block["balanced_accuracy"]
+            expected = block["intervals"]["balanced_accuracy"]["high"]
+            assert line[f"{task}_balanced_accuracy_high"] == expected
+            expected = block["baselines"]["majority_class"]["balanced_accuracy"]
+            assert line[f"{task}_balanced_accuracy_majority_class"] == expected
+        identity = metrics["tasks"]["identity"]
+        if line["protocol"] == "paper":
+            assert line["identity_balanced_accuracy"] == identity["balanced_accuracy"]
+            assert np.isnan(line["identity_rank_1"])
+        else:
+            assert line["identity_rank_1"] == identity["matching"]["all_pairs"]["rank_1"]
+            assert line["identity_rank_1_chance"] == 1 / 2  # two people a fold
+            assert np.isnan(line["identity_balanced_accuracy"])
+    for result in compare.read_results(output):  # one run has the interval that test.py computed
+        columns = compare.headline_columns(result.metrics["tasks"])
+        averages = compare.LineAverages(result.cell.line, (result,), 3)
+        assert len(averages.intervals) >= 5
+        for measure, found in averages.intervals.items():
+            stored = [columns[f"{'_'.join(measure)}{end}"] for end in ("", "_low", "_high")]
+            assert [found.value, found.low, found.high] == pytest.approx(stored, abs=1e-12)
+
+    before = {path: path.read_bytes() for path in output.glob("*.*") if path.suffix != ".log"}
+    assert {path.name for path in before} >= {"differences.csv", "table.md", "comparison.png"}
+    assert compare.main(flags) == 0
+    assert children.scripts() == []  # finished runs are skipped
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+    (output / table["evaluation"][0] / "metrics.json").unlink()
+    assert compare.main(flags) == 0
+    assert children.scripts() == ["train.py", "test.py"]
+    assert epochs_of(output / "dorsal_dr-paper-test_resnet-seed_42") == [1, 2]
+    assert (output / "results.csv").read_bytes() == before[output / "results.csv"]
+
+
+def test_a_failing_run_stops_no_other_and_is_repeated(
+    root: Path, tmp_path: Path, children: Children, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = flags_of(root, tmp_path / "out", "--protocols", "paper")
+    children.fails = lambda command: BOTH[0] in command
+    assert compare.main(flags) == 1
+    log = tmp_path / "out" / "dorsal_dr-paper-test_resnet-seed_42.log"
+    assert last_error(capsys) == f"error: {log.stem} failed: the disk is full ({log})"
+    assert list(pd.read_csv(tmp_path / "out" / "results.csv")["backbone"]) == [BOTH[1]]
+    assert "1 runs are not finished" in (tmp_path / "out" / "table.md").read_text()
+    children.fails = lambda command: False
+    children.scripts()
+    assert compare.main(flags) == 0
+    assert children.scripts() == ["train.py", "test.py"]
+    assert list(pd.read_csv(tmp_path / "out" / "results.csv")["backbone"]) == list(BOTH)
+    assert "not finished" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_an_interrupted_run_resumes(
+    root: Path,
+    tmp_path: Path,
+    children: Children,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = flags_of(root, tmp_path / "out", "--protocols", "paper", backbones=BOTH[:1])
+    folder = tmp_path / "out" / "dorsal_dr-paper-test_resnet-seed_42"
+    real = train.train_one_epoch
+
+    def interrupted(*args: Any, epoch: int, **kwargs: Any) -> dict[str, float | None]:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return real(*args, epoch=epoch, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_one_epoch", interrupted)
+        assert compare.main(flags) == 1
+    assert epochs_of(folder) == [1]
+    assert compare.main([*flags, "--dry_run"]) == 0
+    assert "epoch 1 of 2" in capsys.readouterr().out
+    children.scripts()
+    assert compare.main([*flags, "--num_workers", "1"]) == 0
+    assert "--resume" in children.commands[0]
+    assert children.scripts() == ["train.py", "test.py"]
+    assert epochs_of(folder) == [1, 2]
+
+
+def test_a_folder_of_other_settings_or_samples_is_refused(
+    root: Path, tmp_path: Path, children: Children, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    flags = flags_of(root, output, "--protocols", "paper", backbones=BOTH[:1])
+    assert compare.main(flags) == 0
+    folder = output / "dorsal_dr-paper-test_resnet-seed_42"
+    for more in ("--lr 1e-3", "--N_epochs 3", "--no-warmup"):
+        assert compare.main([*flags, *more.split()]) == 1
+        said = last_error(capsys)
+        assert more.split()[0].replace("no-", "") in said
+        assert str(folder) in said
+    children.scripts()
+    train_csv = root / "trainval" / "dorsal_dr" / "train.csv"
+    train_csv.write_text("\n".join(train_csv.read_text().splitlines()[:-1]) + "\n")
+    assert compare.main(flags) == 1
+    assert "samples of train have changed" in last_error(capsys)
+    (folder / "config.json").unlink()
+    assert compare.main(flags) == 1
+    assert f"not a run folder: {folder}" in last_error(capsys)
+    assert children.scripts() == []
+
+
+def test_a_run_made_elsewhere_is_added(
+    root: Path, tmp_path: Path, children: Children, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere, output = tmp_path / "elsewhere", tmp_path / "out"
+    given = ["--attributes_file", str(root / "sub_dataset" / "dorsal_dr.csv"), *QUICK.split()]
+    given += ["--backbone", BOTH[0], "--seed", "7", "--run_dir", str(elsewhere)]
+    assert train.main(given) == 0
+    add = ["--add", str(elsewhere)]
+    assert compare.main([*add, "--input", str(tmp_path), "--output", str(output)]) == 1
+    assert f"--add: {elsewhere} is not evaluated yet, and not found" in last_error(capsys)
+    flags = flags_of(root, output, "--protocols", "paper", *add)
+    assert compare.main(flags) == 0
+    assert children.scripts() == ["train.py", "test.py"] * 2 + ["test.py"]
+    table = pd.read_csv(output / "results.csv")
+    assert list(table["seed"]) == [42, 42, 7]
+    assert Path(table["evaluation"][2]).parent == elsewhere
+    text = (output / "table.md").read_text()
+    assert f"| `{BOTH[0]}` | `dorsal_dr` | `paper` | seeds 7 42 |" in text
+
+    alone = tmp_path / "alone"
+    for place, n_runs in ((alone, 1), (output, 3)):  # beside what the table has already
+        assert compare.main(["--input", str(root), "--output", str(place), *add]) == 0
+        assert len(pd.read_csv(place / "results.csv")) == n_runs
+    assert children.scripts() == []
+
+    assert compare.main([*flags, "--seeds", "7"]) == 1
+    assert f"two runs of dorsal_dr-paper-{BOTH[0]}-seed_7" in last_error(capsys)
+    assert compare.main([*flags_of(root, tmp_path / "more", "--lr", "1e-3"), *add]) == 1
+    assert "--lr 0.001" in last_error(capsys)
+    stored = json.loads((elsewhere / "config.json").read_text())
+    stored["config"]["N_epochs"] = 9
+    (elsewhere / "config.json").write_text(json.dumps(stored))
+    assert compare.main(["--input", str(root), "--output", str(alone), *add]) == 1
+    assert "stopped at epoch 2 of 9" in last_error(capsys)
+
+
+def test_one_comparison_at_a_time(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    with FileLock(output / ".lock"):
+        assert compare.main(flags_of(root, output, "--protocols", "paper")) == 1
+    assert "another compare.py is running in" in last_error(capsys)
+
+
+# ----------------------------------------------------------------------------- results
+
+
+def made_up_run(folder: Path, cell: Cell, skill: float = 1.0, **more: Any) -> EvaluatedRun:
+    """Return a run of a model that guesses, with its evaluation in `folder`."""
+    unseen = PROTOCOLS[cell.protocol].disjoint
+    draw = np.random.default_rng([cell.seed, cell.fold or 0, len(cell.backbone)])
+    person = np.random.default_rng(0).permutation(np.repeat(np.arange(N_PEOPLE), 6))
+    n_photos = len(person)
+    arrays: dict[str, Any] = {
+        "people": np.array([f"{cell.fold}-{number:02}" for number in person]),
+        "age_years": 18 + person,
+        "frame_number": np.arange(n_photos) * 10.0,
+        "embedding": draw.normal(size=(n_photos, 5)) + np.eye(N_PEOPLE, 5)[person],
+        "mean_ages": np.array([19.0, 21, 22, 23, 27, 40]),
+    }
+    classes = {
+        "identity": [f"{i:02}" for i in range(N_PEOPLE)],
+        "gender": list(GENDERS),
+        "age": list(AGE_GROUPS),
+        **{task: ["a", "b", "c"] for task in more.get("tasks", ())},
+    }
+    for task, names in classes.items():
+        true = person % len(names)
+        logits = draw.normal(size=(n_photos, len(names))) + skill * np.eye(len(names))[true]
+        arrays[f"{task}_true"] = np.full(n_photos, -1) if unseen and task == "identity" else true
+        arrays |= {f"{task}_logits": logits, f"{task}_classes": np.array(names)}
+        arrays[f"{task}_temperature"] = np.array(1.5)
+        arrays[f"{task}_train_counts"] = np.arange(1, len(names) + 1)
+        arrays[f"{task}_of_identity"] = np.arange(N_PEOPLE) % len(names)
+    if unseen:
+        photos = [np.flatnonzero(person == one) for one in range(N_PEOPLE)]
+        arrays["galleries"] = np.array([[draw.choice(p) for p in photos] for _ in range(3)])
+    tasks = to_json(compute_metrics(arrays, list(classes), unseen=unseen))
+    facts = {"checkpoint": "c", "epoch": 1, "split": "test", "n_people": N_PEOPLE}
+    folder = folder / cell.name()
+    folder.mkdir(parents=True)
+    np.savez(folder / "predictions.npz", **arrays)
+    metrics = {**facts, "n_images": n_photos, "tasks": tasks}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    found = compare.read_evaluation(cell, folder)
+    assert found
+    return found
+
+
+def write_all(results: Sequence[EvaluatedRun], output: Path) -> dict[str, Any]:
+    """Write what compare.py writes about results; return the tables."""
+    averages = compare.average_lines(results, output)
+    differences = compare.differences_table(averages)
+    recipes = {average.line: "--N_epochs 3" for average in averages}
+    compare.write_csv(compare.results_table(results, output), output / "results.csv")
+    compare.plot_comparison(averages, output / "comparison.png")
+    text = compare.table_text(averages, recipes, differences, 0)
+    results_csv = pd.read_csv(output / "results.csv")
+    return {"table": text, "differences": differences, "results": results_csv}
+
+
+def test_the_tables_average_folds_and_seeds_and_name_what_is_missing(tmp_path: Path) -> None:
+    cells = [
+        Cell("dorsal_dr", "subject-disjoint", backbone, fold, seed)
+        for backbone in ("net", "better")
+        for fold, seed in ((0, 1), (0, 2), (1, 1))
     ]
-    controls = dict.fromkeys(rows[-1].numbers, dict.fromkeys(CONTROLS, 0.5))
-    rows[-1] = replace(rows[-1], controls=controls)
-    plot_comparison(rows, tmp_path / "compare.png")
-    with Image.open(tmp_path / "compare.png") as picture:
+    cells.append(Cell("dorsal_dr", "paper", "net", None, 1))
+    runs = [made_up_run(tmp_path, c, skill=1 + 3 * (c.backbone == "better")) for c in cells]
+    written = write_all(runs, tmp_path)
+    text = written["table"]
+    assert "**2 of 5 folds**, seeds 1 2, **3 of 4 runs** | 144 | `--N_epochs 3` |" in text
+    assert "| `net` | `dorsal_dr` | `paper` | seed 1 | 72 |" in text
+    for title in ("identity: balanced accuracy", "identity: rank-1", "gender: ROC AUC"):
+        assert f"## {title}\n" in text
+    section = text.split("## gender: balanced accuracy\n")[1].split("##")[0]
+    accuracy = [run.metrics["tasks"]["gender"]["balanced_accuracy"] for run in runs[:3]]
+    mean = ((accuracy[0] + accuracy[1]) / 2 + accuracy[2]) / 2
+    line = next(line for line in section.splitlines() if "`net` | `dorsal_dr` | `subject" in line)
+    assert f"| {100 * mean:.1f}\u00a0% (" in line
+    assert "majority class | identity lookup |" in section
+    differences = written["differences"]
+    assert set(zip(differences["first"], differences["second"], strict=True)) == {("net", "better")}
+    assert set(differences["folds"]) == {"0 1"}
+    gender = differences[differences["task"] == "gender"].iloc[0]
+    assert gender["difference"] < gender["high"] < 0
+    assert gender["significant"]
+
+
+def test_lines_of_the_table_can_be_compared_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [("net", 0, 1), ("net", 1, 1), ("better", 0, 1)]
+    cells = [Cell("dorsal_dr", "subject-disjoint", *key) for key in keys]
+    cells.append(Cell("dorsal_dr", "paper", "net", None, 1))
+    runs = [made_up_run(tmp_path, cell) for cell in cells]
+    differences = write_all(runs, tmp_path)["differences"]
+    names = ["dorsal_dr-subject-disjoint-fold_0-net", "dorsal_dr-subject-disjoint-better"]
+    command = ["--output", str(tmp_path), "--difference"]
+    assert compare.main([*command, *names]) == 0
+    told = capsys.readouterr().out
+    years = differences[differences["measure"] == "mae_years"].iloc[0]
+    assert f"{years['difference']:.1f}\u00a0years" in told
+    assert "identity: rank-1" in told
+    for other, reason in {
+        "dorsal_dr-paper-net": "different protocols",
+        "dorsal_dr-subject-disjoint-net": r"different folds (0; 0 1)",
+        "palmar_pr-paper-net": "no line palmar_pr-paper-net. Available: dorsal_dr-paper-net, ",
+    }.items():
+        assert compare.main([*command, names[0], other]) == 1
+        assert reason in last_error(capsys)
+    with np.load(runs[2].folder / "predictions.npz") as stored:
+        arrays = {**stored, "frame_number": stored["frame_number"] + 1}
+    np.savez(runs[2].folder / "predictions.npz", **arrays)
+    assert compare.main([*command, *names]) == 1
+    assert "different photos" in last_error(capsys)
+
+
+def test_a_new_task_and_a_new_measure_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        TASKS, "skin", replace(TASKS["gender"], title="skin tone", classes=("a", "b", "c"))
+    )
+    off = Measure(
+        "half_off",
+        "half of the error",
+        "Half of the error rate.",
+        lambda p: people_mean((p.true != p.predicted) / 2, p.people),
+        unit=registry.YEARS,
+        higher_is_better=False,
+        headline=True,
+    )
+    monkeypatch.setitem(MEASURES, off.key, off)
+    cells = [Cell("dorsal_dr", "paper", backbone, None, 1) for backbone in ("net", "other")]
+    runs = [made_up_run(tmp_path, cell, tasks=["skin"]) for cell in cells]
+    drawn: list[str] = []
+    draw_measure = compare.draw_measure
+
+    def remember(panel: Any, *arguments: Any) -> None:
+        draw_measure(panel, *arguments)
+        drawn.append(panel.get_title(loc="left"))
+
+    monkeypatch.setattr(compare, "draw_measure", remember)
+    written = write_all(runs, tmp_path)
+    for task, title in (("skin", "skin tone"), ("gender", "gender")):
+        for key, name in ((off.key, off.name), ("balanced_accuracy", "balanced accuracy")):
+            assert f"## {title}: {name}\n" in written["table"]
+            assert f"{title}: {name}" in drawn
+            assert written["results"][f"{task}_{key}"].notna().all()
+            pairs = zip(
+                written["differences"]["task"], written["differences"]["measure"], strict=True
+            )
+            assert (task, key) in set(pairs)
+    expected = [1 - r.metrics["tasks"]["skin"]["accuracy"] for r in runs]
+    assert list(written["results"]["skin_half_off"]) == pytest.approx([e / 2 for e in expected])
+
+
+@pytest.mark.parametrize("n_backbones", [1, 12])
+def test_the_figure_is_not_cut_off(n_backbones: int, tmp_path: Path) -> None:
+    runs = [
+        made_up_run(tmp_path, Cell("dorsal_dr", protocol, f"network_{i}", fold, 1))
+        for protocol, fold in (("paper", None), ("burst", None), ("subject-disjoint", 0))
+        for i in range(n_backbones)
+    ]
+    write_all(runs, tmp_path)
+    with Image.open(tmp_path / "comparison.png") as picture:
         pixels = np.asarray(picture.convert("L"))
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
         assert edge.min() == 255
+    assert {baseline.name for baseline in BASELINES.values()}  # the legend has a marker for each
+    assert len(compare.BASELINE_MARKERS) >= len(BASELINES)
+    assert len(compare.LOOKS) >= len(PROTOCOLS)
 
 
-# ----------------------------------------------------------------------------- results.csv
-
-
-def test_results_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"results.csv not found; give the --output of a"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "backbone,aspect\na,b\n",
+        "aspect,protocol,backbone,fold,seed,evaluation\na,paper,net,,x,y\n",
+    ],
+)
+def test_results_that_cannot_be_read_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not found: .*results.csv. Give the --output"):
         compare.read_results(tmp_path)
-    path = tmp_path / "results.csv"
-    head = "aspect,protocol,backbone,fold,seed,evaluation\n"
-    for text, message in (
-        ("", "No columns"),
-        ("backbone,aspect\n", "it lacks columns of aspect, protocol, "),
-        (f"{head}a,paper,net,,1,x\na,paper,ne", "line 3 is not complete"),
-        (f"{head}a,paper,net,,x,x\n", "invalid literal"),
-    ):
-        path.write_text(text)
-        with pytest.raises(UserError, match=f"{message}.*move it away, and run the comparison"):
-            compare.read_results(tmp_path)
-    path.write_text("aspect,protocol,backbone,fold,seed,evaluation\na,paper,net,,1,gone\n")
-    with pytest.raises(UserError, match="gone is no finished evaluation"):
+    (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(UserError, match=r"cannot read .*results.csv"):
         compare.read_results(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", None])
 def test_an_unfinished_evaluation_is_none(damage: str | None, tmp_path: Path) -> None:
     cell = Cell("dorsal_dr", "paper", "net", None, 1)
-    folder = make_result(tmp_path, cell, random_arrays(1)).folder
-    assert across_runs.read_evaluation(cell, folder) is None
-    (folder / "metrics.json").write_text(json.dumps(metrics_of(72)))
-    assert across_runs.read_evaluation(cell, folder) is not None
+    folder = made_up_run(tmp_path, cell).folder
     if damage is None:
         (folder / "predictions.npz").write_bytes(b"PK half of it")
     else:
         (folder / "metrics.json").write_text(damage)
-    assert across_runs.read_evaluation(cell, folder) is None
+    assert compare.read_evaluation(cell, folder) is None
+    shutil.rmtree(folder)
+    assert compare.read_evaluation(cell, folder) is None
+
+
+# ----------------------------------------------------------------------------- real processes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+def test_ctrl_c_ends_the_runs_and_the_same_command_resumes(root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = flags_of(root, output, "--protocols", "paper", "--processes", "2")
+    flags[flags.index("--N_epochs") + 1] = "40"
+    command = [sys.executable, compare.__file__, *flags]
+    folders = [output / f"dorsal_dr-paper-{name}-seed_42" for name in BOTH]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=said, cwd=tmp_path, start_new_session=True
+        )
+    deadline = time.monotonic() + 300
+    while not all((folder / "metrics.jsonl").exists() for folder in folders):
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "said").read_text().endswith("interrupted; the same command resumes\n")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert [epochs_of(folder) for folder in folders] == [list(range(1, 41))] * 2
+    assert len(pd.read_csv(output / "results.csv")) == 2
+    log = (output / f"{folders[0].name}.log").read_text()
+    assert [
+        line.split()[2].rpartition("/")[2] for line in log.splitlines() if line[:2] == "$ "
+    ] == [
+        *("train.py", "train.py", "test.py"),
+    ]

@@ -1,4 +1,4 @@
-"""Pixels and batches: from the photos of a split's rows to what a model is given."""
+"""Labels, pixels, augmentation and batches: from the samples of a split to a model's input."""
 
 from __future__ import annotations
 
@@ -11,30 +11,101 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
 
-from data.tables import read_rows
+from data.tables import read_samples
 from dataset_11k import (
     AGE_GROUPS,
     GENDERS,
-    GREY,
+    SAMPLERS,
+    SKIN_COLORS,
+    TASKS,
     Augmentation,
     BatchSampler,
     HandsDataset,
     Item,
     LabelSpace,
+    Task,
     age_group,
     build_loader,
+    class_names,
     open_photo,
     resize_size,
+    split_columns,
 )
 from utils import UserError, one_line_errors
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+# ----------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("age", "group"),
+    [
+        *((17, "0-20"), (18, "0-20"), (20, "0-20"), (21, "21"), (22, "22"), (23, "23")),
+        *((24, "24-30"), (30, "24-30"), (31, "31-75"), (75, "31-75"), (76, "31-75")),
+    ],
+)
+def test_age_group_bounds_are_inclusive(age: int, group: str) -> None:
+    assert age_group(age) == group
+
+
+def make_samples(*people: tuple[str, str, float]) -> pd.DataFrame:
+    """Return samples of (id, gender, age), one photo each."""
+    return pd.DataFrame(people, columns=["id", "gender", "age"])
+
+
+def test_classes_are_sorted_people_and_all_genders_and_age_groups() -> None:
+    samples = make_samples(*((p, "male", 20) for p in ("0000010", "0000002", "0000010", "1")))
+    space = LabelSpace.of_samples(samples)
+    assert space.tasks == ("identity", "gender", "age")
+    assert space.names["identity"] == ("0000002", "0000010", "1")
+    assert space.names["gender"] == ("female", "male")
+    assert space.names["age"] == ("0-20", "21", "22", "23", "24-30", "31-75")
+    assert space.sizes == {"identity": 3, "gender": 2, "age": 6}
+    assert LabelSpace.of_samples(samples[::-1]) == space
+    assert LabelSpace.of_samples(samples, ["age"]).sizes == {"age": 6}
+
+
+def test_labels_are_indices_and_minus_one_where_unknown() -> None:
+    space = LabelSpace.of_samples(make_samples(("b", "male", 24), ("a", "male", 24)))
+    samples = make_samples(
+        ("b", "male", 24), ("unseen", "female", 20), ("a", "female", 99), ("a", "", float("nan"))
+    )
+    labels = space.encode(samples)
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [[1, 1, 4], [-1, 0, 0], [0, 0, 5], [0, -1, -1]]
+    assert class_names(samples, "age") == ["24-30", "0-20", "31-75", ""]
+    assert space.encode(samples[:0]).shape == (0, len(TASKS))
+    assert LabelSpace(dict(list(space.names.items())[1:2])).encode(samples).tolist() == [
+        [1],
+        [0],
+        [0],
+        [-1],
+    ]
+
+
+def test_label_space_survives_json() -> None:
+    space = LabelSpace.of_samples(make_samples(("b", "male", 24), ("a", "male", 24)))
+    as_json = space.to_json()
+    assert all(type(names) is list for names in as_json.values())  # what a checkpoint may hold
+    assert LabelSpace.from_json(as_json) == space
+
+
+def test_a_fourth_task_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "skin_color", Task("skinColor", "skin colour", SKIN_COLORS))
+    assert split_columns() == ["image_path", "id", "gender", "age", "skinColor"]
+    samples = make_samples(("b", "male", 24), ("a", "", 24)).assign(skinColor=["dark", ""])
+    space = LabelSpace.of_samples(samples)
+    assert space.sizes == {"identity": 2, "gender": 2, "age": 6, "skin_color": 4}
+    assert space.encode(samples).tolist() == [[1, 1, 4, 3], [0, -1, 4, -1]]
+
 
 # ----------------------------------------------------------------------------- pixels
 
@@ -181,24 +252,24 @@ def test_a_photo_that_cannot_be_decoded_is_named(
     with pytest.raises(UserError) as caught:
         open_photo(path, decode_size)
     message = str(caught.value)
-    assert message.startswith(f"photo {path} cannot be decoded: ")
-    assert message.endswith("; replace the file")
+    assert message.startswith(f"cannot decode photo {path}: ")
+    assert message.endswith(". Replace the file")
     assert "\n" not in message
 
 
 def test_a_photo_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves(RED, WHITE).save(tmp_path / "photo.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="cannot be decoded: .* exceeds limit"):
+    with pytest.raises(UserError, match="cannot decode photo .* exceeds limit"):
         open_photo(tmp_path / "photo.png")
 
 
 # ----------------------------------------------------------------------------- augmentation
 
 
-@pytest.mark.parametrize(("image_size", "side"), [(224, 256), (112, 128), (384, 439), (56, 64)])
-def test_photos_are_resized_by_the_published_ratio(image_size: int, side: int) -> None:
-    assert resize_size(image_size) == side
+@pytest.mark.parametrize(("image_size", "size"), [(224, 256), (112, 128), (384, 439), (56, 64)])
+def test_photos_are_resized_by_the_published_ratio(image_size: int, size: int) -> None:
+    assert resize_size(image_size) == size
 
 
 @pytest.mark.parametrize(("flip", "jitter"), [(0.5, 0.3), (0.0, 0.0), (1.0, 1.0)])
@@ -275,23 +346,6 @@ def test_draws_are_even_and_independent_and_the_seeds_alone() -> None:
     assert torch.equal(Augmentation.draw([7, 2**63 - 1, 3])[::2], draws[[7, 3]])
 
 
-@pytest.mark.parametrize("jitter", [0.3, 1.0])
-def test_factors_reach_from_less_to_more_by_the_jitter(jitter: float) -> None:
-    """Read off the result: without clipping all orders give the same colours."""
-    photo = np.array([[(60, 56, 52)] * 2, [(70, 66, 62)] * 2], dtype=np.uint8)
-    after = augmented(photo, 2, range(1000), by_batch=True, flip=0.5, jitter=jitter)
-    grey, grey_before = after @ GREY, photo @ GREY
-    tint, tint_before = after[:, 0, 0, 0] - after[:, 0, 0, 2], 60 - 52
-    found = [  # what brightness changes, what contrast changes too, and what all three change
-        grey.mean(axis=(1, 2)) / grey_before.mean(),
-        (grey[:, 1, 0] - grey[:, 0, 0]) / (grey_before[1, 0] - grey_before[0, 0]),
-        tint / tint_before,
-    ]
-    drawn = 1 - jitter + 2 * jitter * Augmentation.draw(range(1000))[:, 3:6].numpy()
-    assert 1 - jitter <= drawn.min() < drawn.max() <= 1 + jitter
-    np.testing.assert_allclose(np.stack(found, axis=1), drawn.cumprod(axis=1), atol=1e-4)
-
-
 ADJUST = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
 ORDERS = list(itertools.permutations(range(3)))
 
@@ -326,25 +380,6 @@ def test_by_batch_colours_are_torchvisions(jitter: float) -> None:
         assert 0 < lost.mean() < 2.5
 
 
-def test_the_sixths_of_a_draw_are_the_six_orders() -> None:
-    """As draws are even, so are the orders."""
-    photo = np.random.default_rng(2).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    drawn, factors = (0.8, 0.85, 0.15), (1.6, 1.7, 0.3)  # clipping tells the orders apart
-    edges = [(k + d) / 6 for k in range(6) for d in (0.01, 0.99)]
-    images = Augmentation(24, flip=0, jitter=1, by_batch=True).augment_batch(
-        torch.from_numpy(photo).expand(12, -1, -1, -1),
-        torch.tensor([[0, 0, 0.5, *drawn, edge] for edge in edges]),
-    )
-    tensor = torch.from_numpy(photo).permute(2, 0, 1) / 255
-    results = {order: adjusted(tensor, factors, order) for order in ORDERS}
-    found = [
-        [order for order, result in results.items() if (image - result).abs().max() < 3e-4]
-        for image in images
-    ]
-    assert found[::2] == found[1::2]
-    assert sorted(found[::2]) == [[order] for order in ORDERS]
-
-
 def test_a_photo_is_augmented_alike_in_every_batch_and_place() -> None:
     photos = np.random.default_rng(3).integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
     by_batch = Augmentation(20, flip=0.5, jitter=0.3, by_batch=True)
@@ -361,15 +396,15 @@ WAYS = [None, False, True]  # plain, augmented by photo, by batch
 
 
 def hands_dataset(root: Path, by_batch: bool | None) -> HandsDataset:
-    rows = read_rows(root / "trainval" / "dorsal_dr" / "train.csv")
+    rows = read_samples(root / "trainval" / "dorsal_dr" / "train.csv")
     augmentation = None
     if by_batch is not None:
         augmentation = Augmentation(32, flip=0.5, jitter=0.3, by_batch=by_batch)
     return HandsDataset(
         rows,
         root / "Hands",
-        LabelSpace.of_people(rows["id"].tolist()),
-        side=32 if augmentation is None else resize_size(32),
+        LabelSpace.of_samples(rows),
+        image_size=32 if augmentation is None else resize_size(32),
         augmentation=augmentation,
     )
 
@@ -379,7 +414,7 @@ def epoch_items(
 ) -> list[Item]:
     """Return the items of an epoch as a shuffled loader gives them, augmented."""
     loader = build_loader(
-        dataset, batch_size=batch_size, num_workers=num_workers, shuffle=True, seed=seed
+        dataset, batch_size=batch_size, num_workers=num_workers, train=True, seed=seed
     )
     sampler: Any = loader.batch_sampler
     sampler.set_epoch(epoch)
@@ -401,7 +436,7 @@ def by_row(items: list[Item]) -> list[torch.Tensor]:
 
 def test_items_are_the_rows_photos_and_labels(split_root: Path) -> None:
     dataset = hands_dataset(split_root, None)
-    rows = read_rows(split_root / "trainval" / "dorsal_dr" / "train.csv")
+    rows = read_samples(split_root / "trainval" / "dorsal_dr" / "train.csv")
     assert len(dataset) == len(rows) == 12
     people = sorted(set(rows["id"]))
     batch = dataset.__getitems__([(row, 0) for row in reversed(range(12))])
@@ -437,7 +472,7 @@ def test_cached_photos_give_the_same_items(split_root: Path, by_batch: bool | No
         )
     if by_batch is not False:  # photos on the GPU are not augmented one by one
         dataset.resident, dataset.cached = photos, None
-        loader = build_loader(dataset, batch_size=5, num_workers=2, shuffle=False)
+        loader = build_loader(dataset, batch_size=5, num_workers=2, train=False)
         assert loader.num_workers == 0
         for a, b in zip(dataset.__getitems__(keys), expected, strict=True):
             assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
@@ -477,7 +512,7 @@ def test_every_row_is_augmented_in_its_own_way(split_root: Path, by_batch: bool)
 
 def test_persistent_workers_are_told_of_the_next_epoch(split_root: Path) -> None:
     dataset = hands_dataset(split_root, False)
-    loader = build_loader(dataset, batch_size=5, num_workers=2, shuffle=True)
+    loader = build_loader(dataset, batch_size=5, num_workers=2, train=True)
     sampler: Any = loader.batch_sampler
     for epoch in (1, 2):
         sampler.set_epoch(epoch)
@@ -497,7 +532,7 @@ def test_a_loader_leaves_the_global_generator_alone(split_root: Path, num_worker
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_photo_is_one_line_with_path_and_row(
+def test_a_broken_photo_is_one_line_with_its_path(
     split_root: Path, capfd: pytest.CaptureFixture[str], num_workers: int
 ) -> None:
     dataset = hands_dataset(split_root, False)
@@ -511,7 +546,7 @@ def test_a_bad_photo_is_one_line_with_path_and_row(
 
     assert main([]) == 1
     message = capfd.readouterr().err
-    assert message.startswith(f"error: row 7: photo {path} cannot be decoded: ")
+    assert message.startswith(f"error: cannot decode photo {path}: ")
     assert message.count("\n") == 1
 
 
@@ -519,26 +554,26 @@ def test_a_bad_photo_is_one_line_with_path_and_row(
 
 
 def batches(
-    n_rows: int, *, epoch: int = 1, batch_size: int = 6, shuffle: bool = True, **options: int
+    n_samples: int, *, epoch: int = 1, batch_size: int = 6, train: bool = True, **options: int
 ) -> list[list[tuple[int, int]]]:
     """Return the batches of an epoch."""
-    sampler = BatchSampler(n_rows, batch_size=batch_size, shuffle=shuffle, **options)
+    sampler = BatchSampler(range(n_samples), batch_size=batch_size, train=train, **options)
     sampler.set_epoch(epoch)
     found = list(sampler)
     assert len(sampler) == len(found)
     return found
 
 
-def keys(n_rows: int, **options: Any) -> list[tuple[int, int]]:
-    return [key for batch in batches(n_rows, **options) for key in batch]
+def keys(n_samples: int, **options: Any) -> list[tuple[int, int]]:
+    return [key for batch in batches(n_samples, **options) for key in batch]
 
 
 def test_the_order_of_an_epoch() -> None:
-    shuffled, plain = keys(50), keys(50, shuffle=False)
+    shuffled, plain = keys(50), keys(50, train=False)
     assert [len(batch) for batch in batches(50)] == [6] * 8 + [2]
     assert [row for row, _ in plain] == list(range(50))
     assert [row for row, _ in shuffled] != list(range(50))
-    assert sorted(shuffled) == plain  # every row once, with the same seed either way
+    assert sorted(shuffled) == plain  # every row once, with the same seed in both
     assert keys(50) == keys(50, batch_size=50) == keys(50, batch_size=1) == shuffled
     order = [row for row, _ in shuffled]
     assert [row for row, _ in keys(50, epoch=2)] != order
@@ -547,6 +582,18 @@ def test_the_order_of_an_epoch() -> None:
     assert not {seed for _, seed in keys(50, epoch=2)} & {seed for _, seed in shuffled}
     torch.manual_seed(max(seed for _, seed in shuffled))  # each of them is a legal seed
     assert keys(0) == []
+
+
+def test_the_order_is_the_same_in_every_version() -> None:
+    """Runs can be repeated and resumed only while these numbers stay."""
+    assert keys(6, epoch=3, seed=4) == [
+        (1, 5091458843364101041),
+        (0, 5382096504073022696),
+        (5, 3350292474340154569),
+        (4, 2626044786170506457),
+        (2, 6947408678300337922),
+        (3, 3095435821416382446),
+    ]
 
 
 def test_the_order_does_not_follow_the_global_generators() -> None:
@@ -558,14 +605,15 @@ def test_the_order_does_not_follow_the_global_generators() -> None:
     assert keys(50) == first
 
 
-@pytest.mark.parametrize("n_ranks", [2, 3])
-@pytest.mark.parametrize("n_rows", [48, 49, 50, 53])  # photos of the last batch: 6, 1, 2, 5
-def test_ranks_share_each_batch_of_training(n_rows: int, n_ranks: int) -> None:
-    whole = batches(n_rows)
-    parts = [batches(n_rows, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("n_samples", [48, 49, 50, 53])  # photos of the last batch: 6, 1, 2, 5
+def test_ranks_share_each_batch_of_training(n_samples: int, world_size: int) -> None:
+    whole = batches(n_samples)
+    options: list[Any] = [{"rank": r, "world_size": world_size} for r in range(world_size)]
+    parts = [batches(n_samples, **option) for option in options]
     shares = [
-        BatchSampler(n_rows, batch_size=6, shuffle=True, rank=rank, n_ranks=n_ranks).shares()
-        for rank in range(n_ranks)
+        BatchSampler(range(n_samples), batch_size=6, train=True, **option).shares()
+        for option in options
     ]
     for batch, parts_of, shares_of in zip(
         whole, zip(*parts, strict=True), zip(*shares, strict=True), strict=True
@@ -575,12 +623,35 @@ def test_ranks_share_each_batch_of_training(n_rows: int, n_ranks: int) -> None:
         assert max(counts) - min(counts) <= (len(batch) < 6)  # equal, but for a short batch
         counted = [key for part, n in zip(parts_of, counts, strict=True) for key in part[:n]]
         assert sorted(counted) == sorted(batch)
-        # a rank without a share has a photo all the same, to stay in step
+        # a rank without a share gets a photo all the same, to make as many steps
         assert [len(part) for part in parts_of] == [max(n, 1) for n in counts]
         assert all(set(part) <= set(batch) for part in parts_of)
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2, 3, 10])  # of 9 batches: the tenth rank gets none
-def test_ranks_divide_the_batches_of_an_evaluation(n_ranks: int) -> None:
-    parts = [batches(50, shuffle=False, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
-    assert sorted(batch for part in parts for batch in part) == batches(50, shuffle=False)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 10])  # of 9 batches: the tenth rank gets none
+def test_ranks_divide_the_batches_of_an_evaluation(world_size: int) -> None:
+    parts = [
+        batches(50, train=False, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    assert sorted(batch for part in parts for batch in part) == batches(50, train=False)
+
+
+class ByIdentity(BatchSampler):
+    """Photos of a person one after the other."""
+
+    def order(self, random: np.random.Generator) -> np.ndarray:
+        assert isinstance(self.dataset, HandsDataset)
+        return np.argsort(self.dataset.labels[:, 0].numpy(), kind="stable")
+
+
+def test_another_sampler_is_a_class_and_a_row(
+    split_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert next(iter(SAMPLERS)) == "shuffle"
+    monkeypatch.setitem(SAMPLERS, "by_identity", ByIdentity)
+    dataset = hands_dataset(split_root, False)
+    options: dict[str, Any] = {"batch_size": 5, "num_workers": 0, "sampler": "by_identity"}
+    for train in (True, False):
+        loader = build_loader(dataset, train=train, **options)
+        people = torch.cat([batch.labels[:, 0] for batch in loader])
+        assert torch.equal(people, people.sort().values) == train

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,12 @@ import model
 from model import (
     BACKBONES,
     IGAENet,
-    ModelError,
     embedding_width,
     find_backbone,
     hub_is_reachable,
     parameter_groups,
 )
+from utils import UserError
 
 N_CLASSES = {"identity": 7, "gender": 2, "age": 6}
 TINY = "test_vit"  # 0.3 million parameters, with position embeddings
@@ -73,24 +70,24 @@ def assert_loaded(loaded: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "width", "image_size", "mean"),
+    ("backbone", "tag", "width", "image_size", "mean"),
     [
-        ("resnet50", 2048, 64, 0.485),
-        ("densenet121", 1024, 64, 0.485),
-        ("convnext_t", 768, 64, 0.485),
-        ("vit_b_16", 768, 32, 0.5),
-        ("swin_t", 768, 64, 0.485),
-        ("maxvit_t", 512, 64, 0.485),
-        ("mobilenetv2_100", 1280, 64, 0.485),
+        ("resnet50", "resnet50.tv2_in1k", 2048, 64, 0.485),
+        ("densenet121", "densenet121.tv_in1k", 1024, 64, 0.485),
+        ("convnext_t", "convnext_tiny.fb_in1k", 768, 64, 0.485),
+        ("vit_b_16", "vit_base_patch16_224.augreg_in1k", 768, 32, 0.5),
+        ("swin_t", "swin_tiny_patch4_window7_224.ms_in1k", 768, 64, 0.485),
+        ("maxvit_t", "maxvit_tiny_tf_224.in1k", 512, 64, 0.485),
+        ("mobilenetv2_100.ra_in1k", "mobilenetv2_100.ra_in1k", 1280, 64, 0.485),
     ],
 )
-def test_shapes(backbone: str, width: int, image_size: int, mean: float) -> None:
+def test_backbones(backbone: str, tag: str, width: int, image_size: int, mean: float) -> None:
+    assert find_backbone(backbone).tag == tag
+    assert tag in timm.list_pretrained()
     network = build(backbone, image_size=image_size).eval()
     with torch.no_grad():
-        images = torch.rand(2, 3, image_size, image_size)
-        embedding = network.embed(images)
-        logits = network.classify(embedding)
-    assert embedding.shape == (2, width)
+        embeddings, logits = network(torch.rand(2, 3, image_size, image_size))
+    assert embeddings.shape == (2, width)
     assert {task: tuple(v.shape) for task, v in logits.items()} == {
         "identity": (2, 7),
         "gender": (2, 2),
@@ -101,28 +98,13 @@ def test_shapes(backbone: str, width: int, image_size: int, mean: float) -> None
     assert len(network.mean) == len(network.std) == 3
 
 
-def test_forward_is_classify_of_embed() -> None:
+def test_forward_is_embed_and_classify() -> None:
     network, images = build().eval(), torch.rand(3, 3, 32, 32)
-    logits = network.classify(network.embed(images))
-    for task, values in network(images).items():
+    embeddings, logits = network(images)
+    assert torch.equal(embeddings, network.embed(images))
+    for task, values in network.classify(embeddings).items():
         assert torch.equal(values, logits[task])
         assert not torch.equal(values[0], values[1])
-
-
-@pytest.mark.parametrize(
-    ("backbone", "tag"),
-    [
-        ("resnet50", "resnet50.tv2_in1k"),
-        ("densenet121", "densenet121.tv_in1k"),
-        ("convnext_t", "convnext_tiny.fb_in1k"),
-        ("vit_b_16", "vit_base_patch16_224.augreg_in1k"),
-        ("swin_t", "swin_tiny_patch4_window7_224.ms_in1k"),
-        ("maxvit_t", "maxvit_tiny_tf_224.in1k"),
-    ],
-)
-def test_the_papers_backbones_are_tags_with_weights(backbone: str, tag: str) -> None:
-    assert BACKBONES[backbone].tag == tag
-    assert tag in timm.list_pretrained()
 
 
 @pytest.mark.parametrize(
@@ -173,18 +155,10 @@ def test_parameter_groups_hold_every_parameter_once(backbone: str) -> None:
     assert {*ids[0], *ids[1]} == names.keys()
     assert all(names[i].startswith("backbone.") for i in ids[0])
     assert all(names[i].startswith("heads.") for i in ids[1])
-
-
-def test_norms_of_the_heads_learn_at_the_heads_rate() -> None:
-    network = build("test_convnext")
-    shapes = [tuple(p.shape) for p in parameter_groups(network)[1]["params"]]
-    norms = [shape for shape in shapes if shape == (64,)]
-    assert len(norms) == 2 * len(N_CLASSES)  # weight and bias of each task's copy
-    assert not list(network.backbone.head.parameters())  # type: ignore[union-attr]
-
-
-def test_default_scale_of_the_backbone_is_a_tenth() -> None:
-    assert [group["lr_scale"] for group in parameter_groups(build())] == [0.1, 1.0]
+    if backbone == "test_convnext":  # norms of the heads learn at the heads' rate
+        norms = [p for p in groups[1]["params"] if tuple(p.shape) == (64,)]
+        assert len(norms) == 2 * len(N_CLASSES)  # weight and bias of each task's copy
+    assert [group["lr_scale"] for group in parameter_groups(network)] == [0.1, 1.0]
 
 
 # ----------------------------------------------------------------------------- names and sizes
@@ -197,30 +171,22 @@ def test_default_scale_of_the_backbone_is_a_tenth() -> None:
         ("vit_b16", "vit_b_16"),
         ("resnet5O", "resnet50"),
         ("resnet50.nonsense", "resnet50"),
-        ("qqqqqqqq", "known: resnet50, densenet121, convnext_t, vit_b_16, swin_t, maxvit_t"),
-        ("", "known: resnet50"),
+        ("qqqqqqqq", "Known: resnet50, densenet121, convnext_t, vit_b_16, swin_t, maxvit_t"),
     ],
 )
 def test_unknown_backbone_is_refused_with_the_nearest(name: str, hint: str) -> None:
-    with pytest.raises(ModelError, match=re.escape(f"unknown backbone {name!r}")) as caught:
+    with pytest.raises(UserError, match=re.escape(f"unknown backbone {name!r}")) as caught:
         find_backbone(name)
     assert hint in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [TINY_TAG, "test_resnet", "deit_tiny_patch16_224"])
-def test_timms_names_are_known_with_and_without_a_tag(name: str) -> None:
-    assert find_backbone(name).tag == name
 
 
 @pytest.mark.parametrize(
     ("backbone", "image_size"),
     [
         ("maxvit_t", 225),
-        ("maxvit_t", 100),
         ("vit_b_16", 8),
         ("swin_t", 1),
         ("densenet121", 17),
-        ("convnext_t", 16),
         ("test_vit", 15),
     ],
 )
@@ -231,17 +197,13 @@ def test_a_refused_size_names_one_that_works(
         pytest.fail("weights were looked for before the size was checked")
 
     monkeypatch.setattr(model, "create_pretrained", no_weights)
-    with pytest.raises(ModelError, match=f"--image_size {image_size}: .*{backbone}") as caught:
+    with pytest.raises(
+        UserError, match=f"{backbone} does not .*--image_size {image_size} "
+    ) as caught:
         build(backbone, pretrained=True, image_size=image_size)
-    named = re.search(r"; (\d+) works$", str(caught.value))
+    named = re.search(r"Use (\d+)$", str(caught.value))
     assert named
     assert embedding_width(backbone, int(named[1])) > 0
-
-
-@pytest.mark.parametrize("image_size", [48, 64])
-def test_another_size_than_the_weights_own_is_taken(image_size: int) -> None:
-    images = torch.rand(1, 3, image_size, image_size)
-    assert build(image_size=image_size).embed(images).shape == (1, 64)
 
 
 # ----------------------------------------------------------------------------- stochastic depth
@@ -267,66 +229,35 @@ def test_largest_drop_probability(backbone: str, given: float | None, expected: 
     assert max(drops) == pytest.approx(expected)
 
 
-def test_stochastic_depth_is_refused_where_there_is_none() -> None:
-    with pytest.raises(ModelError, match="densenet121.tv_in1k has no stochastic depth.*drop_path"):
-        build("densenet121", drop_path=0.1)
-    assert build("densenet121", drop_path=0.0)
-
-
-def test_a_reachable_hub_does_not_hide_that_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stochastic_depth_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "hub_is_reachable", lambda: True)
-    with pytest.raises(ModelError, match="^backbone densenet121.tv_in1k has no stochastic depth"):
-        build("densenet121", pretrained=True, drop_path=0.1)
+    for pretrained in (False, True):
+        with pytest.raises(UserError, match="^backbone densenet121.tv_in1k has no stochastic"):
+            build("densenet121", pretrained=pretrained, drop_path=0.1)
+    assert build("densenet121", drop_path=0.0)
 
 
 # ----------------------------------------------------------------------------- weights files
 
 
-def as_plain(state: dict[str, Tensor]) -> dict[str, Any]:
-    return state
+WRAPPERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
+    "none": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "module": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+}
 
 
-def as_state_dict(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {"state_dict": state, "epoch": 3}
-
-
-def as_model(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {"model": state, "optimizer": {"lr": 0.1}}
-
-
-def as_module(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {f"module.{name}": tensor for name, tensor in state.items()}
-
-
-def as_both(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {"state_dict": as_module(state)}
-
-
-@pytest.mark.parametrize(
-    ("wrap", "suffix"),
-    [
-        (as_plain, ".pth"),
-        (as_state_dict, ".pth"),
-        (as_model, ".pth"),
-        (as_module, ".pth"),
-        (as_both, ".pth"),
-        (as_plain, ".safetensors"),
-        (as_module, ".safetensors"),
-    ],
-)
 @pytest.mark.parametrize("classifier", [0, 10])
-def test_weights_files_load(
-    wrap: Callable[[dict[str, Tensor]], dict[str, Any]],
-    suffix: str,
-    classifier: int,
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("wrapper", [*WRAPPERS, "safetensors"])
+def test_weights_files_load(wrapper: str, classifier: int, tmp_path: Path) -> None:
     state = random_state(TINY_TAG, num_classes=classifier)
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save(wrap(state), path)
+    path = tmp_path / "weights.pth"
+    if wrapper == "safetensors":
+        path = path.with_suffix(".safetensors")
+        safetensors.torch.save_file(state, path)
     else:
-        safetensors.torch.save_file(wrap(state), path)
+        torch.save(WRAPPERS[wrapper](state), path)
     network = build(TINY_TAG, pretrained=True, backbone_weights=path)
     assert_loaded(network.backbone, state)
 
@@ -345,7 +276,7 @@ def with_another_shape(state: dict[str, Tensor]) -> None:
 
 MISFITS = [
     (without_a_key, r"1 missing: layer1\.0\.conv1\.weight"),
-    (with_a_key_more, r"1 left over: layer9\.conv\.weight"),
+    (with_a_key_more, r"1 unused: layer9\.conv\.weight"),
     (with_another_shape, r"1 of another shape: layer2\.0\.bn1\.weight"),
 ]
 
@@ -358,7 +289,9 @@ def test_weights_that_do_not_fit_stop_with_the_keys(
     change(state)
     path = tmp_path / "weights.pth"
     torch.save(state, path)
-    with pytest.raises(ModelError, match=rf"does not fit \({expected}\); .*partial") as caught:
+    with pytest.raises(
+        UserError, match=rf"does not fit the backbone \({expected}\): .*partial"
+    ) as caught:
         build(TINY_TAG, pretrained=True, backbone_weights=path)
     assert str(path) in str(caught.value)
 
@@ -370,63 +303,36 @@ def test_weights_that_do_not_fit_stop_with_the_keys(
 
 
 @pytest.mark.parametrize("allow_partial", [False, True])
-@pytest.mark.parametrize("backbone", [TINY, "test_convnext"])
-@pytest.mark.parametrize("names", ["other", "convnext", "vit", "none"])
-def test_weights_of_another_model_are_refused(
-    backbone: str, names: str, allow_partial: bool, tmp_path: Path
-) -> None:
-    """Timm's converters stumble over some of these (a KeyError, once)."""
-    states = {
-        "other": {"weight": torch.zeros(3)},
-        "convnext": {"norm.weight": torch.zeros(3), "head.weight": torch.zeros(3)},
-        "vit": {"visual.trunk.stem.0.weight": torch.zeros(3), "cls_token": torch.zeros(1, 1, 7)},
-        "none": {},
-    }
-    torch.save(states[names], tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=r"does not fit \(\d+ missing: "):
-        build(
-            backbone,
-            pretrained=True,
-            backbone_weights=tmp_path / "weights.pth",
-            allow_partial_weights=allow_partial,
-        )
-
-
-def test_a_converter_that_fails_is_a_misfit(tmp_path: Path) -> None:
-    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match="does not fit"):
-        build("test_convnext", pretrained=True, backbone_weights=tmp_path / "weights.pth")
+def test_weights_of_another_model_are_refused(allow_partial: bool, tmp_path: Path) -> None:
+    """Timm's converters fail with many of these."""
+    states = [timm.create_model("test_resnet").state_dict(), {"norm.weight": torch.zeros(3)}, {}]
+    weights = tmp_path / "weights.pth"
+    options = {"backbone_weights": weights, "allow_partial_weights": allow_partial}
+    for state in states:
+        torch.save(state, weights)
+        with pytest.raises(UserError, match=r"does not fit the backbone \(\d+ missing: "):
+            build("test_convnext", pretrained=True, **options)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("none.pth", None, "no such file"),
-        ("garbage.pth", b"no weights at all", "cannot be read"),
-        ("garbage.safetensors", b"no weights at all", "cannot be read"),
-        ("empty.pth", b"", "cannot be read"),
+        ("none.pth", None, "--backbone_weights not found: "),
+        ("", None, "--backbone_weights not found: "),
+        ("garbage.pth", b"no weights at all", "cannot read --backbone_weights .*: "),
+        ("garbage.safetensors", b"no weights at all", "cannot read --backbone_weights .*: "),
+        ("list.pth", [1, 2], "--backbone_weights holds no state dict .*: "),
+        ("numbers.pth", {"epoch": 3}, "--backbone_weights holds no state dict .*: "),
     ],
 )
-def test_files_that_are_no_weights(
-    name: str, content: bytes | None, expected: str, tmp_path: Path
-) -> None:
+def test_files_that_are_no_weights(name: str, content: Any, expected: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    if content is not None:
+    if isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(ModelError, match=f"^--backbone_weights {re.escape(str(path))}.*{expected}"):
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=f"^{expected}{path}"):
         build(pretrained=True, backbone_weights=path)
-
-
-@pytest.mark.parametrize("value", [[1, 2], {"epoch": 3}, torch.zeros(2)])
-def test_files_without_named_tensors(value: Any, tmp_path: Path) -> None:
-    torch.save(value, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match="holds no state dict"):
-        build(pretrained=True, backbone_weights=tmp_path / "weights.pth")
-
-
-def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such file"):
-        build(pretrained=True, backbone_weights=tmp_path)
 
 
 def test_position_embeddings_are_resampled_to_the_image_size(tmp_path: Path) -> None:
@@ -477,56 +383,41 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def serve(handler: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Yield the address of a server on this machine that treats its callers so."""
+def serve(answer: bytes | None) -> Iterator[str]:
+    """Yield the address of a server that answers every caller so (None: never)."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        stopped = threading.Event()
 
         def loop() -> None:
-            while not stopped.is_set():
-                try:
+            held = []
+            with contextlib.suppress(OSError):  # until the server is closed
+                while True:
                     connection, _ = server.accept()
-                except OSError:
-                    return
-                threading.Thread(target=handler, args=(connection,), daemon=True).start()
+                    if answer is None:
+                        held.append(connection)
+                        continue
+                    connection.recv(1000)
+                    connection.sendall(answer)
+                    connection.close()
 
         threading.Thread(target=loop, daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        stopped.set()
 
 
-def refuse(connection: socket.socket) -> None:
-    connection.close()
+OUT_OF_ORDER = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 
-def stay_silent(connection: socket.socket) -> None:
-    with connection:
-        time.sleep(30)
-
-
-def talk_nonsense(connection: socket.socket) -> None:
-    with connection:
-        connection.recv(1000)
-        connection.sendall(b"this is no hub\r\n\r\n")
-
-
-def be_out_of_order(connection: socket.socket) -> None:
-    with connection:
-        connection.recv(1000)
-        connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
-
-
-@pytest.mark.parametrize("handler", [refuse, stay_silent, talk_nonsense, be_out_of_order])
-def test_without_a_hub_the_two_ways_out_are_named(
-    handler: Callable[[socket.socket], None], hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("answer", [None, b"", b"this is no hub\r\n\r\n", OUT_OF_ORDER])
+def test_without_a_hub_two_ways_to_continue_are_named(
+    answer: bytes | None, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for address in serve(handler):
+    for address in serve(answer):
         monkeypatch.setenv("HF_ENDPOINT", address)
         start = time.monotonic()
-        with pytest.raises(ModelError, match="--backbone_weights FILE, or --no-pretrained") as said:
+        with pytest.raises(UserError, match="^hub not reachable: .*or --no-pretrained$") as caught:
             build(TINY_TAG, pretrained=True)
         page = f"https://huggingface.co/timm/{TINY_TAG}"
-        assert f"hub not reachable; fetch model.safetensors from {page} and give" in str(said.value)
+        advice = f"Download model.safetensors from {page} and give --backbone_weights FILE"
+        assert advice in str(caught.value)
         assert time.monotonic() - start < 15
 
 
@@ -536,10 +427,9 @@ def test_addresses_that_lead_nowhere(address: str, monkeypatch: pytest.MonkeyPat
     assert hub_is_reachable() is False
 
 
-@pytest.mark.parametrize("tag", [TINY_TAG, "test_vit"])
-def test_cached_weights_need_no_hub(tag: str, hub_cache: Path) -> None:
-    stored = put_into_cache(hub_cache, "test_vit.r160_in1k" if tag == "test_vit" else tag)
-    network = build(tag, pretrained=True, image_size=160)
+def test_cached_weights_need_no_hub(hub_cache: Path) -> None:
+    stored = put_into_cache(hub_cache, "test_vit.r160_in1k")
+    network = build("test_vit", pretrained=True, image_size=160)
     assert_loaded(network.backbone, stored)
     assert network.mean == (0.5, 0.5, 0.5)
 
@@ -547,49 +437,7 @@ def test_cached_weights_need_no_hub(tag: str, hub_cache: Path) -> None:
 def test_damaged_cached_weights_are_an_error(hub_cache: Path) -> None:
     put_into_cache(hub_cache, TINY_TAG)
     next(hub_cache.rglob("model.safetensors")).write_bytes(b"damaged")
-    with pytest.raises(ModelError, match="cannot be fetched .* and give --backbone_weights FILE"):
+    with pytest.raises(
+        UserError, match="^cannot fetch the ImageNet .* and give --backbone_weights FILE"
+    ):
         build(TINY_TAG, pretrained=True)
-
-
-def test_weights_come_from_a_reachable_hub(tmp_path: Path) -> None:
-    """A hub on this machine, and a process that finds it as a user's would."""
-    state = random_state(TINY_TAG)
-    content = safetensors.torch.save(state)
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            there = self.path in ("/", f"/timm/{TINY_TAG}/resolve/main/model.safetensors")
-            self.send_response(200 if there else 404)
-            self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
-            self.send_header("ETag", '"0123456789abcdef"')
-            self.send_header("Content-Length", str(len(content) if there else 0))
-            self.end_headers()
-            if there and self.command == "GET":
-                self.wfile.write(content)
-
-        do_GET = do_HEAD  # noqa: N815
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    script = f"""if True:
-        import torch, model
-        network = model.IGAENet({TINY_TAG!r}, {{"age": 6}}, image_size=32)
-        torch.save(network.backbone.state_dict(), "loaded.pth")
-    """
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
-        threading.Thread(target=hub.serve_forever, daemon=True).start()
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(model.__file__).parent),
-            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "OMP_NUM_THREADS": "1",
-            "no_proxy": "*",
-        }
-        command = [sys.executable, "-c", script]
-        subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=120)
-        hub.shutdown()
-    loaded = torch.load(tmp_path / "loaded.pth", weights_only=True)
-    assert loaded
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())

@@ -138,7 +138,7 @@ def test_it_prints_a_report_per_task(
     printed = capsys.readouterr().out
     assert all(f"\n{row.title}\n" in printed for row in TASKS.values())
     assert printed.count("weighted avg") == 3
-    assert "per-batch mean" in printed
+    assert "as published" in printed
     assert "the epoch was selected on this split" in printed
 
 
@@ -265,7 +265,7 @@ def test_measures_equal_scikit_learns_from_predictions_npz(
     logits = arrays["identity_logits"]
     for k, name in ((1, "top_1"), (5, "top_5")):
         expected = top_k_accuracy_score(arrays["identity_true"], logits, k=k, labels=np.arange(6))
-        assert identity[name] == identity["cmc"][str(k)] == pytest.approx(expected)
+        assert identity[name] == pytest.approx(expected)
     male = probabilities(arrays, "gender")[:, 1]
     assert gender["roc_auc"] == pytest.approx(roc_auc_score(arrays["gender_true"], male))
     expected_age = probabilities(arrays, "age") @ arrays["mean_ages"]

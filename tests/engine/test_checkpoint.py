@@ -1,9 +1,12 @@
-"""Checkpoints: what is written can be read, what is no checkpoint is said to be none."""
+"""Checkpoint files: what is written can be read, and what cannot be used is named."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,19 +15,35 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoint import CHECKPOINT_KEYS, describe_checkpoint, load_checkpoint, save_checkpoint
+from engine.checkpoint import (
+    CHECKPOINT_KEYS,
+    best_checkpoint,
+    describe_checkpoint,
+    evaluation_dir,
+    last_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    lock_run,
+    read_epochs,
+    save_checkpoint,
+)
 from utils import UserError
+
+
+def save(path: Path, **state: Any) -> None:
+    """Save a checkpoint that has all keys."""
+    save_checkpoint(path, {**dict.fromkeys(("model", *CHECKPOINT_KEYS), {}), **state})
 
 
 def test_a_checkpoint_is_read_by_the_safe_default(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-000001.pth"
-    state = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "names": ["a", "b"]}
-    save_checkpoint(path, state)
-    for found in (load_checkpoint(path), torch.load(path)):
+    weights = {"weight": torch.arange(6.0).reshape(2, 3)}
+    save(path, model=weights, epoch=3)
+    for found in (load_checkpoint(path), load_checkpoint(path, mapped=True), torch.load(path)):
         assert found["epoch"] == 3
-        assert found["names"] == ["a", "b"]
-        assert torch.equal(found["model"]["weight"], state["model"]["weight"])  # type: ignore[index]
+        assert torch.equal(found["model"]["weight"], weights["weight"])
     assert list(tmp_path.iterdir()) == [path]
+    assert describe_checkpoint(path).keys() == {"format", *CHECKPOINT_KEYS} - {"optimizer"}
 
 
 def torch_bytes(value: Any) -> bytes:
@@ -41,120 +60,114 @@ def zip_bytes() -> bytes:
 
 
 WHOLE = torch_bytes({"format": 1, "model": {"weight": torch.zeros(1000)}})
-UNREADABLE = r"cannot be read as a checkpoint .*; give a checkpoint-NNNNNN.pth that train.py wrote$"
-BARE = r"holds no IGAE-Net checkpoint .*; give a checkpoint-NNNNNN.pth that train.py wrote$"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"image_path,id\n", UNREADABLE, id="a csv"),
-        pytest.param(b"", UNREADABLE, id="empty"),
-        pytest.param(zip_bytes(), UNREADABLE, id="a foreign zip"),
-        pytest.param(WHOLE[: len(WHOLE) // 2], UNREADABLE, id="truncated"),
-        pytest.param(
-            torch_bytes({"model": {}, "args": Path("x")}), UNREADABLE, id="pickled objects"
-        ),
-        pytest.param(torch_bytes({"head.weight": torch.zeros(2)}), BARE, id="bare weights"),
-        pytest.param(torch_bytes({"model": {}}), BARE, id="no format"),
-        pytest.param(torch_bytes([1, 2]), BARE, id="a list"),
-        pytest.param(
-            torch_bytes({"format": 99, "model": {}}),
-            r"has checkpoint format 99, this version reads 1; use the version that wrote it$",
-            id="another format",
-        ),
+        pytest.param(b"image_path,id\n", "cannot read checkpoint", id="a csv"),
+        pytest.param(b"", "cannot read checkpoint", id="empty"),
+        pytest.param(zip_bytes(), "cannot read checkpoint", id="a foreign zip"),
+        pytest.param(WHOLE[: len(WHOLE) // 2], "cannot read checkpoint", id="truncated"),
+        pytest.param(torch_bytes({"args": Path("x")}), "cannot read checkpoint", id="objects"),
+        pytest.param(torch_bytes({"a": torch.zeros(2)}), "not an IGAE-Net checkpoint", id="bare"),
+        pytest.param(torch_bytes([1, 2]), "not an IGAE-Net checkpoint", id="a list"),
+        pytest.param(WHOLE, r"incomplete checkpoint \(no config, ", id="incomplete"),
+        pytest.param(torch_bytes({"format": 99}), "checkpoint format 99, expected 1", id="format"),
     ],
 )
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=f"^{message}.*: {path}. (Give|Use)") as caught:
         load_checkpoint(path)
-    assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("there", "asked", "message"),
+    ("existing", "given", "message"),
     [
-        ([], "none.pth", "not found; train.py writes them to checkpoints/<run>/"),
-        ([], "", "is a folder; train.py writes them to checkpoints/<run>/"),
-        (["000003", "000002-best"], "none.pth", "not found; {} holds {}"),
-        (["000003", "000002-best"], "", "is a folder; give {}/checkpoint-000002-best.pth"),
-        (["000003"], "", "is a folder; {} holds {}"),
+        ([], "none.pth", "checkpoint not found: {0}/none.pth. train.py writes checkpoints to"),
+        (["000003"], "none.pth", "checkpoint not found: {0}/none.pth. {0} contains checkpoint-"),
+        (["000003"], "", "a folder, not a checkpoint: {0}. {0} contains checkpoint-000003.pth"),
+        (["000002-best"], "", "a folder, not a checkpoint: {0}. Give {0}/checkpoint-000002-best"),
     ],
 )
-def test_a_checkpoint_that_is_not_there(
-    tmp_path: Path, there: list[str], asked: str, message: str
+def test_a_checkpoint_that_does_not_exist(
+    tmp_path: Path, existing: list[str], given: str, message: str
 ) -> None:
-    names = sorted(f"checkpoint-{name}.pth" for name in there)
-    for name in names:
-        (tmp_path / name).touch()
-    expected = f"checkpoint {tmp_path / asked} {message.format(tmp_path, ', '.join(names))}"
-    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
-        load_checkpoint(tmp_path / asked)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_former(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "checkpoint-000001.pth"
-    save_checkpoint(path, {"model": {}, "epoch": 1})
-
-    def full_disk(_state: Any, file: Path) -> None:
-        file.write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(UserError, match="cannot write .*; is the disk full?"):
-        save_checkpoint(path, {"model": {}, "epoch": 2})
-    monkeypatch.undo()
-    assert load_checkpoint(path)["epoch"] == 1
-    assert list(tmp_path.iterdir()) == [path]
+    for name in existing:
+        (tmp_path / f"checkpoint-{name}.pth").touch()
+    with pytest.raises(UserError, match=f"^{re.escape(message.format(tmp_path))}"):
+        load_checkpoint(tmp_path / given)
 
 
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_checkpoint_that_was_read_may_be_replaced(tmp_path: Path, mapped: bool) -> None:
     path = tmp_path / "checkpoint-000001.pth"
-    save_checkpoint(path, {"model": {"weight": torch.ones(5)}})
+    save(path, model={"weight": torch.ones(5)})
     state = load_checkpoint(path, mapped=mapped)
-    save_checkpoint(path, {"model": {"weight": torch.zeros(5)}})
+    save(path, model={"weight": torch.zeros(5)})
     assert state["model"]["weight"].sum() == 5
     state["model"]["weight"] += 1  # in memory alone
     assert load_checkpoint(path)["model"]["weight"].sum() == 0
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_changed_bytes_and_every_truncation_are_refused(tmp_path: Path, mapped: bool) -> None:
+def test_changed_bytes_and_truncations_are_refused(tmp_path: Path, mapped: bool) -> None:
     path = tmp_path / "checkpoint-000001.pth"
-    save_checkpoint(path, {"model": {"weight": torch.ones(20_000)}})
+    save(path, model={"weight": torch.ones(20_000)})
     content = path.read_bytes()
     at = content.index(np.ones(99, np.float32).tobytes()) + 400
     path.write_bytes(content[:at] + b"\x01" + content[at + 1 :])
-    with pytest.raises(UserError, match="is damaged: its bytes are not those written; move it$"):
-        load_checkpoint(path, mapped=mapped, what_next="move it")
+    with pytest.raises(UserError, match=r"damaged checkpoint \(wrong checksum\).*\. Move it$"):
+        load_checkpoint(path, mapped=mapped, advice="Move it")
     for n_bytes in (0, *range(1, len(content), 9_000)):
         path.write_bytes(content[:n_bytes])
-        with pytest.raises(UserError, match="cannot be read as a checkpoint.*; move it$"):
-            load_checkpoint(path, mapped=mapped, what_next="move it")
+        with pytest.raises(UserError, match=r"cannot read checkpoint.*\. Move it$"):
+            load_checkpoint(path, mapped=mapped, advice="Move it")
 
 
-@pytest.mark.parametrize("key", ["model", *CHECKPOINT_KEYS])
-def test_a_checkpoint_without_a_part_is_refused(tmp_path: Path, key: str) -> None:
-    path = tmp_path / "checkpoint-000001.pth"
-    parts: dict[str, Any] = dict.fromkeys(("model", *CHECKPOINT_KEYS), {})
-    save_checkpoint(path, parts)
-    load_checkpoint(path, CHECKPOINT_KEYS)
-    save_checkpoint(path, {**parts, key: None})
-    with pytest.raises(UserError, match="holds no IGAE-Net checkpoint"):
-        load_checkpoint(path, CHECKPOINT_KEYS)
+def test_checkpoints_of_a_run(tmp_path: Path) -> None:
+    assert (best_checkpoint(tmp_path), last_checkpoint(tmp_path)) == (None, None)
+    names = ("000002", "000002-best", "000010", "1000000", "x")
+    paths = {name: tmp_path / f"checkpoint-{name}.pth" for name in names}
+    for path in paths.values():
+        path.touch()
+    assert list_checkpoints(tmp_path).keys() == {(2, False), (2, True), (10, False), (10**6, False)}
+    assert best_checkpoint(tmp_path) == paths["000002-best"]
+    assert last_checkpoint(tmp_path) == paths["1000000"]
+    expected = tmp_path / "checkpoint-000002-best-dorsal_dr-val"
+    assert evaluation_dir(paths["000002-best"], "dorsal_dr", "val") == expected
 
 
-def test_a_description_keeps_no_tensor(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-000001.pth"
-    state: dict[str, Any] = dict.fromkeys(CHECKPOINT_KEYS, "told")
-    tensors = {key: {"weight": torch.ones(5)} for key in ("model", "trained", "optimizer")}
-    save_checkpoint(path, state | tensors)
-    assert describe_checkpoint(path) == {"format": 1} | {
-        key: "told" for key in CHECKPOINT_KEYS if key != "optimizer"
-    }
+def test_an_unfinished_last_line_is_dropped_and_another_is_named(tmp_path: Path) -> None:
+    assert read_epochs(tmp_path) == []
+    lines = [json.dumps({"epoch": epoch}) for epoch in (1, 2)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([*lines, '{"epoch": 3, "l']))
+    assert read_epochs(tmp_path) == [{"epoch": 1}, {"epoch": 2}]
+    path.write_text("\n".join(['{"epoch"', *lines]))
+    with pytest.raises(UserError, match=f"line 1 describes no epoch: {path}. Delete it"):
+        read_epochs(tmp_path)
+
+
+def test_a_run_that_another_process_trains_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.checkpoint.LOCK_SECONDS", 0.1)
+    code = "import pathlib, sys; from engine.checkpoint import lock_run"
+    code += "; lock = lock_run(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training"):
+            lock_run(tmp_path)
+        other.kill()
+    lock_run(tmp_path).release()

@@ -1,221 +1,290 @@
-"""metrics_json.py: what stands in metrics.json, recomputed from the arrays by plain loops."""
+"""metrics_json.py: former values, a new row of the tables, and blocks recomputed by plain loops."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from metrics_json.metrics_json import (
-    BOOTSTRAP_SEED,
-    Matched,
-    left_out,
-    measure,
-    measure_matching,
-    measure_task,
-    open_set,
-    plain,
-)
-from metrics_json.pairs import cosine_similarity, fnir_at_fpir
 from sklearn.metrics import balanced_accuracy_score
 
+from dataset_11k import TASKS, Task
 from measures import metrics_json
+from measures.bootstrap import people_mean
+from measures.classes import balanced_accuracy
+from measures.metrics_json import (
+    class_predictions,
+    compute_metrics,
+    headline_measures,
+    pair_scores,
+    to_json,
+)
+from measures.pairs import OPEN_SET_SEED, fnir_at_fpir
+from measures.registry import MEASURES, Measure
 
-N_PEOPLE, N_PHOTOS = 24, 160
-AGES = np.array([19, 21, 22, 23, 27, 50])
+FIXTURES = Path(__file__).parent / "fixtures"
 
+REMOVED = {"cmc"}  # its values are top_1, top_5 and top_10
 
-def run_arrays(*, strangers: bool, seed: int = 5) -> dict[str, np.ndarray]:
-    """Return the arrays of an evaluation: the model is often right, of strangers less so."""
-    random = np.random.default_rng(seed)
-    person = np.concatenate([np.arange(N_PEOPLE), random.integers(0, N_PEOPLE, N_PHOTOS)])
-    n, gender, age = len(person), np.arange(N_PEOPLE) % 2, np.arange(N_PEOPLE) % 6
-    true = {"identity": person, "gender": gender[person], "age": age[person]}
-    arrays: dict[str, np.ndarray] = {}
-    for task, n_classes in (("identity", N_PEOPLE), ("gender", 2), ("age", 6)):
-        logits = random.normal(size=(n, n_classes)) + 2 * np.eye(n_classes)[true[task]]
-        arrays[f"{task}_logits"] = logits.astype(np.float32)
-        arrays[f"{task}_classes"] = np.array([f"{task}{i}" for i in range(n_classes)])
-        arrays[f"{task}_true"] = np.full(n, -1) if task == "identity" and strangers else true[task]
-        arrays[f"{task}_temperature"] = np.array(1.3)
-        arrays[f"{task}_train_counts"] = np.arange(n_classes)
-    arrays |= {"gender_of_identity": gender, "age_of_identity": age, "mean_ages": 1.0 * AGES}
-    arrays["people"] = np.array([f"p{i:02d}" for i in person])
-    arrays["age_years"] = AGES[true["age"]]
-    arrays["frame_number"] = np.argsort(np.argsort(person, kind="stable")).astype(float)
-    arrays["embedding"] = random.normal(size=(N_PEOPLE, 6))[person] + random.normal(size=(n, 6))
-    arrays["slice_gender"] = np.array(["female", "male"])[true["gender"]]
-    arrays["slice_skin_color"] = np.where(person < 4, "dark", "fair")
-    if strangers:
-        rows = [random.permutation(np.flatnonzero(person == i)) for i in range(N_PEOPLE)]
-        arrays["galleries"] = np.array([[r[k % len(r)] for r in rows] for k in range(3)])
-        other = np.repeat(np.arange(8), 6)
-        arrays["calibration_embedding"] = random.normal(size=(8, 6))[other] + random.normal(
-            size=(48, 6)
-        )
-        arrays["calibration_people"] = np.array([f"q{i}" for i in other])
-        arrays["calibration_frame_number"] = np.arange(48.0)
-        arrays["training_embedding"] = random.normal(size=(30, 6))
-        arrays |= {
-            f"training_{task}_true": np.arange(30) % n for task, n in (("gender", 2), ("age", 6))
-        }
-    return arrays
+Arrays = dict[str, np.ndarray]
 
 
-def test_slices_equal_the_measure_of_the_rows_alone() -> None:
-    arrays = run_arrays(strangers=False)
-    found = measure_task("age", arrays)["slices"]
-    assert set(found) == {"gender", "skin_color"}
-    predicted = arrays["age_logits"].argmax(axis=1)
-    for grouping, sliced in found.items():
-        groups = arrays[f"slice_{grouping}"]
-        assert set(sliced["balanced_accuracy"]["groups"]) == set(groups)
-        for group, part in sliced["balanced_accuracy"]["groups"].items():
-            rows = groups == group
-            expected = balanced_accuracy_score(arrays["age_true"][rows], predicted[rows])
+def read_fixture(name: str) -> Arrays:
+    """Return arrays of drawn hands: 30 people of `paper`, 6 unseen ones of `disjoint`."""
+    with np.load(FIXTURES / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+@pytest.fixture
+def paper() -> Arrays:
+    return read_fixture("paper")
+
+
+@pytest.fixture
+def disjoint() -> Arrays:
+    return read_fixture("disjoint")
+
+
+def leaves(nested: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+# ----------------------------------------------------------------------------- the whole
+
+
+@pytest.mark.parametrize(("name", "unseen"), [("paper", False), ("disjoint", True)])
+def test_values_are_those_of_the_former_code(name: str, unseen: bool) -> None:
+    former = json.loads((FIXTURES / f"{name}.json").read_text())
+    found = to_json(compute_metrics(read_fixture(name), tuple(TASKS), unseen=unseen))
+    json.dumps(found, allow_nan=False)  # plain JSON types
+    values = dict(leaves(found))
+    for path, value in leaves(former):
+        if not REMOVED & set(path):
+            assert values[path] == pytest.approx(value, abs=1e-9), path
+    ranks = former["identity"]["cmc"]
+    assert {rank: found["identity"][f"top_{rank}"] for rank in ranks} == pytest.approx(ranks)
+
+
+def test_a_new_row_is_a_headline_measure_everywhere(
+    disjoint: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def correct(p: Any) -> Any:
+        return people_mean((p.true == p.predicted).astype(float), p.people)
+
+    monkeypatch.setitem(
+        MEASURES, "hits", Measure("hits", "hits", "Correct photos.", correct, headline=True)
+    )
+    monkeypatch.setitem(
+        MEASURES,
+        "seventh",
+        Measure(
+            "seventh",
+            "rank-7",
+            "Found at rank 7.",
+            lambda s: s.rank_rate(7),
+            needs="galleries",
+            headline=True,
+            chance=lambda s: 7 / s.galleries.shape[1],
+        ),
+    )
+    found = compute_metrics(disjoint, tuple(TASKS), unseen=True)
+    age = found["age"]
+    assert age["hits"] == pytest.approx(age["accuracy"])
+    assert age["intervals"]["hits"]["low"] < age["hits"] < age["intervals"]["hits"]["high"]
+    assert set(age["baselines"]) == {"majority_class", "identity_lookup", "nearest_neighbour"}
+    for name, baseline in age["baselines"].items():
+        assert baseline["hits"] == pytest.approx(baseline["accuracy"])
+        difference = age["differences_to_baselines"][name]["hits"]
+        assert difference["value"] == pytest.approx(age["hits"] - baseline["hits"])
+        assert difference["low"] <= difference["value"] <= difference["high"]
+    assert set(age["groups"]["gender"]["hits"]["groups"]) == {"female", "male"}
+    matching = found["identity"]["matching"]
+    assert matching["baselines"]["chance"]["seventh"] == pytest.approx(7 / 6)
+    assert matching["all_pairs"]["seventh"] == 1
+    assert "seventh" in matching["all_pairs"]["intervals"]
+    assert "seventh" in matching["all_pairs"]["groups"]["skin_color"]
+    keys = headline_measures(disjoint, tuple(TASKS), unseen=True)
+    assert {("gender", "hits"), ("age", "hits"), ("identity", "seventh")} <= keys.keys()
+
+
+def test_a_headline_needs_weights_of_people(paper: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Measure("n", "n", "Photos.", lambda p: len(p.true), headline=True)
+    monkeypatch.setitem(MEASURES, "n", row)
+    with pytest.raises(TypeError, match="headline n must return a PeopleMeasure"):
+        compute_metrics(paper, ("age",), unseen=False)
+
+
+@pytest.mark.parametrize(("name", "unseen"), [("paper", False), ("disjoint", True)])
+def test_headline_measures_have_the_values_of_metrics_json(name: str, unseen: bool) -> None:
+    arrays = read_fixture(name)
+    found = headline_measures(arrays, tuple(TASKS), unseen=unseen)
+    metrics = compute_metrics(arrays, tuple(TASKS), unseen=unseen)
+    identity = {"rank_1", "mAP", "eer"} if unseen else {"balanced_accuracy"}
+    assert {key for task, key in found if task == "identity"} == identity
+    for (task, key), measure in found.items():
+        block = metrics[task]["matching"]["all_pairs"] if key in identity and unseen else None
+        block = block if task == "identity" and block else metrics[task]
+        assert measure.value == pytest.approx(block[key])
+
+
+def test_a_fourth_task_gets_the_measures_of_its_classes(
+    disjoint: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS, "ring", Task("accessories", "ring", ("none", "some")))
+    random = np.random.default_rng(0)
+    n = len(disjoint["people"])
+    disjoint["ring_true"] = random.integers(-1, 2, n)
+    disjoint["ring_logits"] = random.normal(size=(n, 2)).astype(np.float32)
+    disjoint["ring_temperature"] = np.array(2.0)
+    disjoint["ring_train_counts"] = np.array([5, 9])
+    found = compute_metrics(disjoint, ("ring",), unseen=True)
+    assert set(found) == {"ring"}
+    known = disjoint["ring_true"] >= 0
+    predicted = disjoint["ring_logits"].argmax(axis=1)
+    expected = balanced_accuracy_score(disjoint["ring_true"][known], predicted[known])
+    assert found["ring"]["n_images"] == known.sum() < n
+    assert found["ring"]["balanced_accuracy"] == pytest.approx(expected)
+    assert 0 < found["ring"]["roc_auc"] < 1
+    assert found["ring"]["baselines"]["majority_class"]["balanced_accuracy"] == 0.5
+    assert set(found["ring"]["baselines"]) == {"majority_class"}
+    assert "mae_years" not in found["ring"]
+
+
+def test_without_an_identity_head_nothing_is_looked_up(disjoint: Arrays) -> None:
+    arrays = {key: value for key, value in disjoint.items() if "identity" not in key}
+    found = compute_metrics(arrays, ("gender",), unseen=True)
+    assert set(found["gender"]["baselines"]) == {"majority_class", "nearest_neighbour"}
+    without = {key: value for key, value in arrays.items() if not key.endswith("_counts")}
+    assert compute_metrics(without, ("gender",), unseen=True)["gender"]["baselines"] == {}
+
+
+# ----------------------------------------------------------------------------- classes
+
+
+def test_groups_are_measured_on_their_photos_alone(paper: Arrays) -> None:
+    paper["group_hand"] = np.where(np.arange(len(paper["people"])) % 2, "left", "right")
+    found = compute_metrics(paper, ("age", "gender"), unseen=False)
+    groups = found["age"]["groups"]
+    assert set(groups) == {"gender", "age", "skin_color", "accessories", "hand"}
+    predicted = paper["age_logits"].argmax(axis=1)
+    for grouping in groups:
+        labels = paper[f"group_{grouping}"]
+        by_group = groups[grouping]["balanced_accuracy"]["groups"]
+        assert set(by_group) == set(labels)
+        for group, part in by_group.items():
+            rows = labels == group
+            expected = balanced_accuracy(paper["age_true"][rows], predicted[rows])
             assert part["value"] == pytest.approx(expected)
-            assert part["low"] <= part["value"] <= part["high"]
             assert part["n_photos"] == rows.sum()
-            assert part["n_people"] == len(set(arrays["people"][rows]))
+            assert part["n_people"] == len(set(paper["people"][rows]))
             assert part["few_people"] == (part["n_people"] < 10)
-    assert found["skin_color"]["balanced_accuracy"]["gap"] is None  # 4 dark people are too few
-    by_gender = found["gender"]["mae_years"]
-    gap = by_gender["gap"]
-    values = {group: part["value"] for group, part in by_gender["groups"].items()}
-    assert gap["value"] == pytest.approx(abs(values["female"] - values["male"]))
-    assert values[gap["highest"]] > values[gap["lowest"]]
+    gap = groups["hand"]["mae_years"]["gap"]
+    values = {key: part["value"] for key, part in groups["hand"]["mae_years"]["groups"].items()}
+    assert gap["value"] == pytest.approx(values[gap["highest"]] - values[gap["lowest"]])
+    assert gap["value"] > 0
+    assert "roc_auc" not in found["gender"]["groups"]["gender"]  # a group has one class only
+    assert "roc_auc" in found["gender"]["groups"]["hand"]
 
 
-def test_a_measure_that_its_slices_take_apart_is_left_out() -> None:
-    found = measure_task("gender", run_arrays(strangers=False))["slices"]
-    assert "roc_auc" not in found["gender"]
-    assert "roc_auc" in found["skin_color"]
-
-
-def test_the_distance_to_a_control_is_paired_over_people() -> None:
-    found = measure_task("age", run_arrays(strangers=False))
-    assert set(found["above_controls"]) == {"majority_class", "identity_lookup"}
-    for name, differences in found["above_controls"].items():
-        assert set(differences) == {"balanced_accuracy", "mae_years"}
-        for measure_name, above in differences.items():
-            difference = found[measure_name] - found["controls"][name][measure_name]
-            assert above["value"] == pytest.approx(difference)
-            assert above["low"] <= difference <= above["high"]
-            assert above["more_than_chance"] == (above["low"] > 0 or above["high"] < 0)
-    majority = found["above_controls"]["majority_class"]
-    assert majority["balanced_accuracy"]["low"] > 0 > majority["mae_years"]["high"]
-
-
-def test_strangers_are_looked_up_at_the_training_photo_that_is_most_alike() -> None:
-    arrays = run_arrays(strangers=True)
+def test_baselines_predict_what_they_say(disjoint: Arrays) -> None:
+    disjoint["gender_of_identity"][:] = -1
+    disjoint["gender_train_counts"][:] = 7  # a tie
+    disjoint["training_gender_true"][::3] = -1
+    units = [
+        embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+        for embedding in (disjoint["embedding"], disjoint["training_embedding"])
+    ]
+    labels = disjoint["training_gender_true"]
     nearest = []
-    for photo in arrays["embedding"]:
-        cosines = [
-            photo @ other / np.linalg.norm(photo) / np.linalg.norm(other)
-            for other in arrays["training_embedding"]
-        ]
-        nearest.append(int(np.argmax(cosines)))
-    for task in ("gender", "age"):
-        found = measure_task(task, arrays)
-        said = arrays[f"training_{task}_true"][nearest]
-        expected = balanced_accuracy_score(arrays[f"{task}_true"], said)
-        assert found["controls"]["nearest_embedding"]["balanced_accuracy"] == pytest.approx(
-            expected
-        )
-        assert "nearest_embedding" in found["above_controls"]
-    del arrays["training_embedding"]
-    assert "nearest_embedding" not in measure_task("gender", arrays)["controls"]
+    for photo in units[0]:
+        similarity = [u @ photo if y >= 0 else -2 for u, y in zip(units[1], labels, strict=True)]
+        nearest.append(labels[int(np.argmax(similarity))])
+    expected = balanced_accuracy_score(disjoint["gender_true"], nearest)
+    found = compute_metrics(disjoint, ("gender", "identity"), unseen=True)
+    baselines = found["gender"]["baselines"]
+    assert baselines["nearest_neighbour"]["balanced_accuracy"] == pytest.approx(expected)
+    assert baselines["identity_lookup"] == baselines["majority_class"]
+    first = (disjoint["gender_true"] == 0).mean()
+    assert baselines["majority_class"]["accuracy"] == pytest.approx(first)
+    assert set(found["identity"]["baselines"]) == {"majority_class"}
 
 
-def test_open_set_is_the_mean_over_halves_of_the_galleries() -> None:
-    arrays = run_arrays(strangers=True)
-    people, galleries = arrays["people"], arrays["galleries"]
-    similarity = cosine_similarity(arrays["embedding"], arrays["embedding"])
-    matched = Matched(similarity, people, np.eye(len(people), dtype=bool))
-    found = open_set(matched, galleries)
-    random, expected = np.random.default_rng(BOOTSTRAP_SEED), []
+def test_predictions_are_those_of_known_classes(paper: Arrays) -> None:
+    paper["age_true"][::2] = -1
+    found = class_predictions(paper, "age")
+    assert len(found.true) == len(found.logits) == len(found.people) == len(found.ages) == 79
+    assert np.array_equal(found.ages, paper["age_years"][1::2])
+    assert not found.classes_are_people
+    assert class_predictions(paper, "identity").classes_are_people
+
+
+# ----------------------------------------------------------------------------- pairs
+
+
+def test_open_set_is_the_mean_over_halves_of_the_galleries(disjoint: Arrays) -> None:
+    scores = pair_scores(disjoint, 0)
+    random, expected = np.random.default_rng(OPEN_SET_SEED), []
+    people, galleries = disjoint["people"], disjoint["galleries"]
     for gallery in galleries:
-        enrolled = random.permutation(gallery)[: N_PEOPLE // 2]
+        enrolled = random.permutation(gallery)[:3]
         query = np.array([row for row in range(len(people)) if row not in gallery])
-        part = similarity[np.ix_(query, enrolled)]
-        expected.append(fnir_at_fpir(part, people[query], people[enrolled], 0.1))
-    assert found["fnir_at_fpir_0.1"] == pytest.approx(np.mean(expected))
-    assert 0 < found["fnir_at_fpir_0.1"] < 1
-    assert (found["n_gallery_people"], found["n_outside_people"], found["n_draws"]) == (12, 12, 3)
-    assert math.isnan(found["fnir_at_fpir_0.01"])  # 1 % of fewer than 100 searches is none
+        part = scores.similarity[np.ix_(query, enrolled)]
+        expected.append(fnir_at_fpir(part, people[query], people[enrolled], 0.3))
+    assert scores.open_set_fnir(0.3) == pytest.approx(np.mean(expected))
+    assert math.isnan(scores.open_set_fnir(0.01))  # 1 % of fewer than 100 searches
 
 
-@pytest.mark.parametrize("gap", [0, 2])
-def test_pairs_left_out(gap: int) -> None:
-    people, frames = np.array(["a", "a", "b", "a"]), np.array([1.0, 3.0, 4.0, 6.0])
-    expected = [
-        [i == j or (gap > 0 and people[i] == people[j] and abs(frames[i] - frames[j]) <= gap)
-         for j in range(4)]
-        for i in range(4)
-    ]  # fmt: skip
-    assert left_out(people, frames, gap).tolist() == expected
-
-
-def test_likelihood_ratios_are_calibrated_on_other_people() -> None:
-    arrays = run_arrays(strangers=True)
-    found = measure_matching(arrays)
-    for kind in ("all_pairs", "beyond_2_frames"):
-        ratios = found[kind]["likelihood_ratio"]
-        assert ratios["calibration_people"] == 8
-        assert 0 <= ratios["cllr_min"] <= ratios["cllr"]
-        assert ratios["intervals"]["cllr"]["low"] <= ratios["cllr"]
-        assert ratios["cllr"] <= ratios["intervals"]["cllr"]["high"]
-    whole = found["all_pairs"]["likelihood_ratio"]
-    units = arrays["embedding"] / np.linalg.norm(arrays["embedding"], axis=1, keepdims=True)
-    people, costs = arrays["people"], {True: [], False: []}  # type: ignore[var-annotated]
+@pytest.mark.parametrize("kind", ["all_pairs", "beyond_2_frames"])
+def test_likelihood_ratios_are_calibrated_on_other_people(disjoint: Arrays, kind: str) -> None:
+    found = compute_metrics(disjoint, ("identity",), unseen=True)["identity"]["matching"][kind]
+    block = found["likelihood_ratio"]
+    embeddings = disjoint["embedding"].astype(float)
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    people, frames = disjoint["people"], disjoint["frame_number"]
+    genuine, impostor = [], []
     for i in range(len(people)):
         for j in range(i):
-            ratio = whole["slope"] * (units[i] @ units[j]) + whole["intercept"]
-            costs[people[i] == people[j]].append(ratio)
-    genuine, impostor = np.array(costs[True]), np.array(costs[False])
-    expected = (np.log2(1 + np.exp(-genuine)).mean() + np.log2(1 + np.exp(impostor)).mean()) / 2
-    assert whole["cllr"] == pytest.approx(expected)
-    assert whole["misleading_genuine"] == pytest.approx((genuine < 0).mean())
-    assert whole["misleading_impostor"] == pytest.approx((impostor > 0).mean())
-    n_calibration = 48 * 47 // 2
-    assert whole["calibration_pairs"] == n_calibration
-
-    one_person = {**arrays, "calibration_people": np.full(48, "q0")}
-    assert measure_matching(one_person)["all_pairs"]["likelihood_ratio"] is None
-    del arrays["calibration_embedding"]
-    assert measure_matching(arrays)["all_pairs"]["likelihood_ratio"] is None
+            log_ratio = block["slope"] * (units[i] @ units[j]) + block["intercept"]
+            if people[i] != people[j]:
+                impostor.append(log_ratio)
+            elif kind == "all_pairs" or abs(frames[i] - frames[j]) > 2:
+                genuine.append(log_ratio)
+    assert (len(genuine), len(impostor)) == (found["n_genuine"], found["n_impostor"])
+    costs = np.log2(1 + np.exp(-np.array(genuine))), np.log2(1 + np.exp(np.array(impostor)))
+    assert block["cllr"] == pytest.approx(sum(cost.mean() for cost in costs) / 2)
+    assert block["misleading_genuine"] == pytest.approx((np.array(genuine) < 0).mean())
+    assert block["misleading_impostor"] == pytest.approx((np.array(impostor) > 0).mean())
+    assert block["calibrated_on"] == "val"
 
 
-def leaves(nested: Mapping[str, Any]) -> list[Any]:
-    """Return the values of nested mappings."""
-    return [
-        leaf
-        for value in nested.values()
-        for leaf in (leaves(value) if isinstance(value, Mapping) else [value])
-    ]
+def test_without_calibration_or_galleries_their_blocks_are_null(disjoint: Arrays) -> None:
+    one_person = {**disjoint, "calibration_people": np.full(64, "a")}
+    found = compute_metrics(one_person, ("identity",), unseen=True)["identity"]["matching"]
+    assert found["all_pairs"]["likelihood_ratio"] is None
+    del disjoint["calibration_embedding"], disjoint["galleries"]
+    found = compute_metrics(disjoint, ("identity",), unseen=True)["identity"]["matching"]
+    assert found["all_pairs"]["likelihood_ratio"] is None
+    assert found["all_pairs"]["open_set"] is None
+    assert "rank_1" not in found["all_pairs"]
+    assert found["baselines"] == {"chance": {"eer": 0.5}}
 
 
-@pytest.mark.parametrize("strangers", [False, True])
-def test_every_value_is_plain_json(strangers: bool) -> None:
-    found = plain(
-        measure(run_arrays(strangers=strangers), ("identity", "age"), strangers=strangers)
-    )
-    assert set(found) == {"identity", "age"}
-    assert ("matching" if strangers else "verification") in found["identity"]
-    for leaf in leaves(found):
-        assert leaf is None or type(leaf) in (bool, int, float, str)
-        assert not (isinstance(leaf, float) and math.isnan(leaf))
+def test_without_frame_numbers_near_duplicates_cannot_be_excluded(disjoint: Arrays) -> None:
+    disjoint["frame_number"][3] = np.nan
+    found = compute_metrics(disjoint, ("identity",), unseen=True)["identity"]["matching"]
+    assert found["beyond_2_frames"] is None
+    assert found["all_pairs"] is not None
 
 
-def test_too_many_photos_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_json, "MOST_MATCHED", N_PEOPLE + N_PHOTOS - 1)
-    found = measure(run_arrays(strangers=True), ("identity",), strangers=True)
-    assert found["identity"]["matching"] is None
-
-
-def test_without_frame_numbers_neighbours_cannot_be_left_out() -> None:
-    arrays = run_arrays(strangers=True)
-    arrays["frame_number"][3] = np.nan
-    assert measure_matching(arrays)["beyond_2_frames"] is None
+def test_too_many_photos_are_not_compared(paper: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_json, "MAX_COMPARED_PHOTOS", len(paper["people"]) - 1)
+    found = compute_metrics(paper, ("identity",), unseen=False)
+    assert found["identity"]["verification"] is None

@@ -1,0 +1,1 @@
+"""Drawing of synthetic hands: people, anatomy, skin, rendering."""
