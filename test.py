@@ -517,7 +517,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = evaluation_dir(config.checkpoint, scope.files.aspect, scope.split)
     write_results(folder, metrics, table, arrays)
     print_results(metrics, table, scope)
-    print(describe_exposure(state, scope))
+    if exposure := describe_exposure(state, scope):
+        print(exposure)
     page = write_report(folder, photos=None if config.no_photos else scope.files.photos)
     print(f"\nwrote {folder}; to read: {page}")
     print(f"predict other photos: python predict.py --checkpoint {config.checkpoint} PHOTO")

@@ -49,7 +49,9 @@ class Unit:
         """Return the value with its unit; an en dash for None and NaN."""
         if value is None or value != value:
             return "–"
-        return f"{self.scale * value:.{self.digits}f}{self.suffix if suffix else ''}"
+        rounded = round(self.scale * value, self.digits) + 0.0  # no negative zero
+        text = f"{rounded:,.{self.digits}f}".replace("-", "\u2212")
+        return f"{text}{self.suffix if suffix else ''}"
 
     def format_interval(self, low: float | None, high: float | None) -> str:
         """Return `low to high` with the unit; an en dash if an end is unknown."""

@@ -18,6 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
+from data.tables import photo_names
 from dataset_11k import TASKS, open_photo
 from engine.checkpoint import best_checkpoint, read_epochs, read_run
 from measures.metrics_json import class_predictions
@@ -66,7 +67,7 @@ class Results:
         columns = {
             t: (table[f"{t}_true"] == table[f"{t}_pred"]).where(self.known(t)) for t in self.tasks
         }
-        return pd.DataFrame(columns, dtype=np.float64)
+        return pd.DataFrame(columns, index=table.index, dtype=np.float64)
 
 
 def read_results(folder: Path) -> Results:
@@ -319,7 +320,7 @@ def read_photos(results: Results, folder: Path) -> dict[str, list[Photo]]:
     Raises:
         UserError: a photo is missing or cannot be decoded.
     """
-    names = [Path(path).name for path in results.predictions["image_path"]]
+    names = photo_names(results.predictions["image_path"]).tolist()
 
     def read(photo: int) -> Photo:
         try:
@@ -367,10 +368,10 @@ def report_charts(results: Results) -> dict[str, list[Chart]]:
     found["groups"] = [
         chart
         for key, block in blocks.items()
-        for chart in charts.group_charts(key, block["groups"])
+        for chart in charts.group_charts(key, block.get("groups"))
     ]
-    people = results.arrays["people"]
-    found["people"] = [charts.people_chart(results.correct().groupby(people).mean())]
+    shares = results.correct().groupby(results.arrays["people"]).mean()
+    found["people"] = [charts.people_chart(shares)] if results.tasks else []
     return found
 
 
@@ -388,8 +389,6 @@ def report_context(
     metrics_tasks, pairs = metrics["tasks"], wording.pairs_of(metrics["tasks"])
     kinds = {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
     lines = wording.headlines(metrics_tasks)
-    apart = ("tasks", "environment", "training", "leakage", "command", "protocol_reason")
-    facts = {key: value for key, value in metrics.items() if key not in apart}
     leakage = metrics.get("leakage")
     worst, everybody = people_tables(results)
     return {
@@ -419,13 +418,21 @@ def report_context(
         "worst": worst,
         "everybody": everybody,
         "photos": photos,
+        "terms": wording.terms(metrics_tasks),
+        **reproducibility_context(metrics),
+    }
+
+
+def reproducibility_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the section Reproducibility prints."""
+    elsewhere = ("tasks", "environment", "training", "leakage", "command", "protocol_reason")
+    facts = {key: value for key, value in metrics.items() if key not in elsewhere}
+    environment = metrics.get("environment")
+    return {
         "command": metrics.get("command"),
         "evaluation": fact_table("Evaluation", facts),
-        "environment": fact_table(
-            "Versions and machine of the evaluation", metrics.get("environment")
-        ),
+        "environment": fact_table("Versions and machine of the evaluation", environment),
         "run": run_tables(metrics.get("training") or {}),
-        "terms": wording.terms(metrics_tasks),
     }
 
 

@@ -373,7 +373,8 @@ def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Chart
         f"Tippett plot. {'; '.join(ends)}.",
         "Share of pairs with at least the likelihood ratio on the horizontal axis. Right of the"
         " dotted line the evidence supports the same person, left of it different people."
-        " Misleading evidence: impostor pairs right of the line, genuine pairs left of it.",
+        " Misleading evidence: impostor pairs right of the line, genuine pairs left of it. The"
+        " ratios were calibrated on pairs of other people.",
         Table("Share of pairs with at least this likelihood ratio", header, rows),
     )
 
@@ -511,7 +512,10 @@ def _score_curves(tasks: Sequence[str], matched: Sequence[Measure]) -> list[Epoc
         reading = "Training photos only: the people in val are unseen and have no class."
         if not (matched and TASKS[task].classes is None):
             keys["val, balanced accuracy"] = f"val_balanced_accuracy_{task}"
-            reading = "A training score far above the validation score shows overfitting."
+            reading = (
+                "A training score far above the validation score shows overfitting. The measures"
+                " differ if classes are unbalanced."
+            )
         charts.append(EpochChart(capitalize(name_of(task)), keys, reading, SCORE))
     for m in matched:
         axis = (m.name, m.unit)

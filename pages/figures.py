@@ -235,7 +235,7 @@ def draw_intervals(rows: Sequence[IntervalRow], label: str, unit: Unit) -> Figur
         axes.plot([], [], marks[name], color=VERMILION, label=name, markeredgewidth=1.6)
     weights = ["bold" if row.heading else "normal" for row in rows]
     texts = [
-        fit_text(row.name, 0.45 * WIDTH, 9, weight)
+        fit_text(row.name, 0.48 * WIDTH, 9, weight)
         for row, weight in zip(rows, weights, strict=True)
     ]
     axes.set_yticks(range(len(rows)), texts, parse_math=False, fontsize=9)

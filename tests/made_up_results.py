@@ -60,7 +60,9 @@ def made_up_arrays(unseen: bool) -> dict[str, np.ndarray]:
 
 @cache
 def _tasks_as_text(unseen: bool) -> str:
-    return json.dumps(to_json(compute_metrics(made_up_arrays(unseen), list(TASKS), unseen=unseen)))
+    return json.dumps(
+        to_json(compute_metrics(made_up_arrays(unseen), list(CLASSES), unseen=unseen))
+    )
 
 
 def made_up_metrics(unseen: bool = False) -> dict[str, Any]:

@@ -191,7 +191,6 @@ def test_a_photo_that_cannot_be_decoded_leaves_no_results(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert name in error
-    assert "row 3" in error
     assert not results_of(tiny_checkpoint).exists()
 
 
@@ -223,7 +222,7 @@ def test_a_missing_or_foreign_checkpoint_gets_one_line(
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "not found" in errors[0]
-    assert "no IGAE-Net checkpoint" in errors[1]
+    assert "not an IGAE-Net checkpoint" in errors[1]
 
 
 # ----------------------------------------------------------------------------- all the measures

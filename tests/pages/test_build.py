@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_results import (
-    CLASSES,
     N_PEOPLE,
     NASTY,
     PHOTO,
@@ -130,6 +129,16 @@ def test_unseen_people_are_matched_and_not_classified(tmp_path: Path) -> None:
     assert "No photos: hand photos are biometric data and were left out." in words(page)
 
 
+@quickly
+def test_identity_alone_of_unseen_people_has_pairs_only(tmp_path: Path) -> None:
+    metrics = made_up_metrics(unseen=True)
+    metrics["tasks"] = {"identity": metrics["tasks"]["identity"]}
+    folder = write_results(tmp_path / "evaluation", unseen=True, metrics=metrics)
+    page = build.write_report(folder, photos=write_photo(tmp_path / "Hands"))
+    assert {"All pairs: mAP", "Random photos", "Tippett plot"} <= set(titles(page))
+    assert not {"Confusion matrices", "Results by person"} & set(titles(page))
+
+
 ABSENT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "leakage": (lambda m: m.update(leakage=None), "the same person in train"),
     "pairs": (lambda m: m["tasks"]["identity"].pop("verification"), "All pairs: EER"),
@@ -174,7 +183,7 @@ def test_a_fourth_task_and_a_new_measure_appear_everywhere(
         arrays[f"skin_{part}"] = arrays[f"gender_{part}"]
     arrays["skin_classes"] = np.array(row.classes)
     table.to_csv(folder / "predictions.csv", index=False)
-    np.savez(folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "predictions.npz", **arrays)
     page = build.write_report(folder, photos=write_photo(tmp_path / "Hands"))
     assert (folder / "confusion_skin.png").is_file()
     found = titles(page)
@@ -270,7 +279,8 @@ def test_a_page_loads_nothing_and_can_be_read_without_seeing_it(tmp_path: Path) 
     assert all(str(link).startswith(("data:", "#")) for link in links)
     policy = [a["content"] for a in found.of("meta") if "http-equiv" in a]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-    assert "url(" not in STYLE and "@import" not in STYLE
+    assert "url(" not in STYLE
+    assert "@import" not in STYLE
     assert found.of("html")[0]["lang"] == "en"
     anchors = {str(link)[1:] for link in links if str(link).startswith("#")}
     assert anchors == {"main", *(str(a["id"]) for a in found.of("section"))}
