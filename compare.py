@@ -104,6 +104,8 @@ SET_PER_RUN = {
 
 HERE = Path(__file__).resolve().parent
 
+LEVEL = f"{100 * CONFIDENCE:.0f} %"
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -694,7 +696,7 @@ def differences_table(averages: Sequence[LineAverages]) -> pd.DataFrame:
 
 
 NOTES = f"""\
-- In brackets: {CONFIDENCE:.0%} confidence interval (bootstrap over people); it does not include
+- In brackets: {LEVEL} confidence interval (bootstrap over people); it does not include
   the variation between seeds.
 - Folds and seeds: mean of the models' own scores; predictions are never pooled.
 """
@@ -763,7 +765,7 @@ def table_text(
     if len(differences):
         notes += (
             f"- differences.csv: {int(differences['significant'].sum())} of {len(differences)}"
-            f" differences between backbones are significant at {CONFIDENCE:.0%}, without"
+            f" differences between backbones are significant at {LEVEL}, without"
             " correction for multiple comparisons.\n"
         )
     return "\n".join([*parts, notes])
@@ -933,7 +935,7 @@ def difference_text(names: Sequence[str], found: Mapping[MeasureKey, Difference]
             f"{f'{TASKS[task].title}: {MEASURES[key].name}':32}{sign + unit.format(one.value):>14}"
             f"  {unit.format_interval(one.low, one.high):24}{one.n_people:6}  {verdict}"
         )
-    lines += ["", f"Paired bootstrap over people, {CONFIDENCE:.0%} intervals, without correction"]
+    lines += ["", f"Paired bootstrap over people, {LEVEL} intervals, without correction"]
     lines[-1] += " for multiple comparisons. Differences of % are percentage points."
     return "\n".join(lines)
 

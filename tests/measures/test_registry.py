@@ -62,7 +62,7 @@ def test_the_task_decides_which_rows_apply(monkeypatch: pytest.MonkeyPatch) -> N
         (PERCENT, np.float64(1), "100.0\u00a0%"),
         (YEARS, 3.14, "3.1\u00a0years"),
         (NATS, 0.5, "0.500\u00a0nats"),
-        (COUNT, 12022, "12022"),
+        (COUNT, 12022, "12,022"),
         (COUNT, None, "–"),
         (PERCENT, math.nan, "–"),
     ],
