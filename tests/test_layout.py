@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -14,6 +15,7 @@ FILES = {
 }
 
 
+@functools.cache
 def imported_by(module: str) -> set[str]:
     """Return the modules of this repository that a module imports."""
     found: set[str] = set()

@@ -383,7 +383,7 @@ def test_a_subset_of_the_tasks(
     total = sum(weight * record[f"train_loss_{task}"] for weight, task in weighted)
     assert record["train_loss"] == pytest.approx(total)
     assert not [name for name in record if any(t in name for t in TASKS.keys() - set(tasks))]
-    assert bool(state["training"]["people"]) == ("identity" in tasks and len(tasks) > 1)
+    assert bool(state["training"]["class_of_person"]) == ("identity" in tasks and len(tasks) > 1)
     assert bool(state["training"]["mean_ages"]) == ("age" in tasks)
     with monkeypatch.context() as patch:
         interrupt_in(patch, 2)
@@ -703,7 +703,7 @@ def test_unseen_people_select_the_epoch_by_rank_1(
         ages = trained["age"][trained["age"].between(low, high)]
         assert mean == (pytest.approx(ages.mean()) if len(ages) else None)
     of_person = dict(
-        zip(state["label_space"]["identity"], state["training"]["people"]["gender"], strict=True)
+        zip(state["label_space"]["identity"], state["training"]["class_of_person"]["gender"], strict=True)
     )
     for person, gender in zip(trained["id"], trained["gender"], strict=True):
         assert state["label_space"]["gender"][of_person[person]] == gender
