@@ -64,4 +64,4 @@ def test_an_aspect_without_photos_is_refused(
     assert train.main(["--attributes_file", str(attributes), "--no-pretrained"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "lists no photo of dorsal_dl" in error
+    assert "no photo of dorsal_dl" in error
