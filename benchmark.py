@@ -49,14 +49,20 @@ from dataset_11k import Item
 from engine.distributed import Distributed
 from engine.loop import (
     Preprocessing,
-    check_backbone,
     predict_split,
     train_one_epoch,
 )
 from engine.losses import MultiTaskLoss
 from engine.precision import autocast, compile_backbone, keep_freed_memory, resolve_amp
 from pages.figures import save_figure
-from train import TrainConfig, build_loaders, prepare_run, read_run_data, set_learning_rate
+from train import (
+    TrainConfig,
+    build_loaders,
+    check_model,
+    prepare_run,
+    read_run_data,
+    set_learning_rate,
+)
 from utils import (
     DEVICES,
     build_config,
@@ -349,8 +355,7 @@ def measure_compilation(config: TrainConfig, folder: Path, seconds: float) -> di
         new.run.model,
         new.device,
         new.resolved.amp,
-        batch_size=len(steps.batch.image),
-        image_size=config.image_size,
+        (len(steps.batch.image), 3, config.image_size, config.image_size),
     )
     spent = time.perf_counter() - start
     after = seconds_per_call(lambda: new.train(steps), seconds)
@@ -461,6 +466,11 @@ def summarise(samples: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return summary
 
 
+def format_number(value: float) -> str:
+    """Return a number with three significant digits, or all digits before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def plot_speeds(summary: pd.DataFrame, path: Path) -> None:
     """Draw the median photos/s of every backbone and batch size.
 
@@ -478,7 +488,7 @@ def plot_speeds(summary: pd.DataFrame, path: Path) -> None:
         for i, (variant, color) in enumerate(zip(VARIANTS, ("#D55E00", "#0072B2"), strict=True)):
             places = [place + 0.4 * i for place in range(len(rates))]
             bars = panel.bar(places, rates[variant], 0.38, color=color, label=variant)
-            panel.bar_label(bars, [f"{value:.3g}" for value in rates[variant]], padding=2)
+            panel.bar_label(bars, [format_number(value) for value in rates[variant]], padding=2)
         panel.set_xticks([place + 0.2 for place in range(len(rates))], list(rates["quantity"]))
         panel.set_title(f"{backbone}, batch size {batch_size}", loc="left", parse_math=False)
         panel.margins(y=0.1)
@@ -507,7 +517,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     device = resolve_device(config.device)
     for backbone in config.backbones:
-        check_backbone(backbone, config.image_size)
+        check_model(config.training("baseline", backbone, config.batch_sizes[0], Path()))
     locate(config.attributes_file, "paper")  # refuses a missing file
     facts = {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -522,7 +532,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_results(config, facts, samples)
     summary = summarise(samples)
     print(f"medians of {config.rounds} rounds, baseline and optimised in alternation\n")
-    print(summary.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
+    print(summary.to_string(index=False, na_rep="", float_format=format_number))
     written = "benchmark.json"
     if (summary["unit"] == "photos/s").any():
         plot_speeds(summary, config.output / "benchmark.png")

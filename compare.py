@@ -54,7 +54,6 @@ from engine.checkpoint import (
     read_epochs,
     read_run,
 )
-from engine.loop import check_backbone
 from measures.across_runs import (
     MeasureKey,
     ScoredRun,
@@ -71,7 +70,7 @@ from measures.metrics_json import headline_measures
 from measures.registry import BASELINES, MEASURES
 from pages.figures import save_figure
 from pages.wording import headlines
-from train import TrainConfig, read_run_data
+from train import TrainConfig, check_model, read_run_data
 from utils import (
     UserError,
     atomic_write,
@@ -307,8 +306,7 @@ def plan_runs(
             raise UserError(f"--backbone_weights: not found: {file}")
     runs = []
     fingerprints: dict[Cell, dict[str, str]] = {}
-    for backbone in config.backbones:
-        check_backbone(backbone, given.get("image_size", TrainConfig.image_size))
+    checked: set[str] = set()  # backbones
     pairs = itertools.product(config.aspects, config.protocols) if config.backbones else ()
     for aspect, protocol in pairs:
         attributes = config.input / "sub_dataset" / f"{aspect}.csv"
@@ -321,6 +319,9 @@ def plan_runs(
             own |= {"backbone_weights": config.weights.get(backbone)}
             del own["aspect"]
             train_config = build_config(parser, TrainConfig, {**given, **own})
+            if backbone not in checked:
+                check_model(train_config)
+                checked.add(backbone)
             run = PlannedRun(cell, config.output / cell.name(), config_to_json(train_config))
             data = cell._replace(backbone="")
             if data not in fingerprints:

@@ -205,13 +205,28 @@ def resize_size(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def read_pixels(path: Path, image_size: int, decode_size: int = 0) -> Image.Image:
-    """Return a photo resized to image_size x image_size, bicubic, whatever its aspect ratio.
+@dataclass(frozen=True)
+class PhotoReader:
+    """Reads photos as squares: resized bicubically, whatever their aspect ratio.
+
+    image_size: side of the result in pixels.
+    decode_size: as in `open_photo`.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 93-110.
     """
-    photo = open_photo(path, decode_size)
-    return photo.resize((image_size, image_size), Image.Resampling.BICUBIC)
+
+    image_size: int
+    decode_size: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of a photo's pixels, (H, W, 3)."""
+        return self.image_size, self.image_size, 3
+
+    def read(self, path: Path) -> Image.Image:
+        """Return the photo at `path`."""
+        photo = open_photo(path, self.decode_size)
+        return photo.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
 
 
 # ----------------------------------------------------------------------------- augmentation
@@ -333,8 +348,7 @@ class HandsDataset(Dataset[Item]):
         samples: as `data.tables.read_samples` returns them.
         folder: folder of the photos.
         label_space: turns class names into indices.
-        image_size: size in pixels that photos are resized to.
-        decode_size: as in `open_photo`.
+        reader: reads photos at the size of the model's input, or larger for random crops.
         augmentation: of a training split.
     """
 
@@ -344,15 +358,13 @@ class HandsDataset(Dataset[Item]):
         folder: Path,
         label_space: LabelSpace,
         *,
-        image_size: int,
-        decode_size: int = 0,
+        reader: PhotoReader,
         augmentation: Augmentation | None = None,
     ) -> None:
         self.names = samples["name"].tolist()
         self.labels = torch.from_numpy(label_space.encode(samples))
         self.folder = folder
-        self.image_size = image_size
-        self.decode_size = decode_size
+        self.reader = reader
         self.augmentation = augmentation
         self.cached: Pixels | None = None  # set by data.cache.attach_cache
         self.resident: torch.Tensor | None = None  # (n_samples, H, W, 3) uint8 on the GPU
@@ -373,7 +385,7 @@ class HandsDataset(Dataset[Item]):
         if self.cached is not None:
             photo = Image.fromarray(self.cached[row])
         else:
-            photo = read_pixels(self.folder / self.names[row], self.image_size, self.decode_size)
+            photo = self.reader.read(self.folder / self.names[row])
         if self.augmentation is not None and by_photo:
             photo = self.augmentation.augment_photo(photo, seed)
         return torch.from_numpy(np.array(photo))

@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
-from dataset_11k import TASKS, Item, open_photo, read_pixels
+from dataset_11k import TASKS, Item, PhotoReader, open_photo
 from engine.checkpoint import load_checkpoint
 from engine.loop import (
     BATCH_SIZE_HELP,
@@ -89,12 +89,11 @@ class PhotoFiles(Dataset[Item | str]):
 
     Args:
         paths: of the photos.
-        predictor: its image and decode size.
+        reader: makes a photo the model's input.
     """
 
-    def __init__(self, paths: Sequence[Path], predictor: Predictor) -> None:
-        self.paths = paths
-        self.image_size, self.decode_size = predictor.image_size, predictor.decode_size
+    def __init__(self, paths: Sequence[Path], reader: PhotoReader) -> None:
+        self.paths, self.reader = paths, reader
 
     def __len__(self) -> int:
         """Return the number of photos."""
@@ -103,7 +102,7 @@ class PhotoFiles(Dataset[Item | str]):
     def __getitem__(self, index: int) -> Item | str:
         """Return the photo at `index`, or why it cannot be read."""
         try:
-            photo = read_pixels(self.paths[index], self.image_size, self.decode_size)
+            photo = self.reader.read(self.paths[index])
         except UserError as error:
             return str(error)
         return Item(torch.from_numpy(np.array(photo)), torch.empty(0), index, torch.empty(0))
@@ -240,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     photos, failures = find_photos(config.photos)
     report_failures(failures)
     loader = DataLoader(
-        PhotoFiles(photos, predictor),
+        PhotoFiles(photos, predictor.reader),
         batch_size=predictor.batch_size,
         num_workers=min(config.num_workers, len(photos)),
         collate_fn=collate,

@@ -297,8 +297,7 @@ def predict(
         samples,
         photos,
         predictor.label_space,
-        image_size=predictor.image_size,
-        decode_size=predictor.decode_size,
+        reader=predictor.reader,
     )
     loader = build_loader(
         dataset, batch_size=predictor.batch_size, num_workers=config.num_workers, train=False

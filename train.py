@@ -36,6 +36,7 @@ from dataset_11k import (
     Augmentation,
     HandsDataset,
     LabelSpace,
+    PhotoReader,
     build_loader,
     resize_size,
 )
@@ -63,7 +64,6 @@ from engine.distributed import (
 from engine.loop import (
     Predictions,
     Preprocessing,
-    check_backbone,
     predict_split,
     train_one_epoch,
 )
@@ -71,7 +71,7 @@ from engine.losses import UNKNOWN, MultiTaskLoss
 from engine.precision import compile_backbone, keep_freed_memory, resolve_amp, unfuse_attention
 from measures.classes import balanced_accuracy, fit_temperature
 from measures.pairs import cosine_similarity, gallery_ranks
-from model import BACKBONES, IGAENet, find_backbone, parameter_groups
+from model import BACKBONES, IGAENet, embedding_width, find_backbone, parameter_groups
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -294,12 +294,12 @@ def build_loaders(
         augmentation = Augmentation(
             config.image_size, flip=config.flip, jitter=config.jitter, by_batch=resolved.by_batch
         )
+        size = resize_size(config.image_size) if train else config.image_size
         dataset = HandsDataset(
             samples,
             data.folder,
             data.label_space,
-            image_size=resize_size(config.image_size) if train else config.image_size,
-            decode_size=resolved.decode_size,
+            reader=PhotoReader(size, resolved.decode_size),
             augmentation=augmentation if train else None,
         )
         if config.cache:
@@ -520,6 +520,11 @@ def read_run_data(config: TrainConfig, stored: Mapping[str, Any] | None = None) 
     )
 
 
+def check_model(config: TrainConfig) -> None:
+    """Refuse an unknown backbone, or an image size it does not support, without loading weights."""
+    embedding_width(config.backbone, config.image_size)
+
+
 def build_run_model(
     config: TrainConfig, label_space: LabelSpace, distributed: Distributed, *, fresh: bool
 ) -> IGAENet:
@@ -599,9 +604,8 @@ def prepare_run(
         resolved = resolve(config, label_space.tasks, model, amp=amp, on_cuda=on_cuda)
     if config.compile:
         n_photos = math.ceil(config.batch_size / distributed.world_size / config.accumulate)
-        compile_backbone(
-            model, device, resolved.amp, batch_size=n_photos, image_size=config.image_size
-        )
+        size = config.image_size
+        compile_backbone(model, device, resolved.amp, (n_photos, 3, size, size))
     facts = {
         "config": {**config_to_json(config), "run_dir": None, "resume": None},
         "resolved": config_to_json(resolved),
@@ -721,7 +725,7 @@ def check_flags(config: TrainConfig, distributed: Distributed) -> None:
         )
     if config.sync_bn and distributed.device.type != "cuda":
         raise UserError(f"--sync_bn needs CUDA, not {distributed.device.type}. Leave it out")
-    check_backbone(config.backbone, config.image_size)
+    check_model(config)
 
 
 @one_line_errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from PIL import features
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset_11k import HandsDataset, collate, read_pixels
+from dataset_11k import HandsDataset, collate
 from utils import UserError, atomic_write, logger
 
 MAX_CACHE_GB = 50  # least recently used files beyond this total are deleted
@@ -56,7 +57,7 @@ class PhotoFiles(Dataset[np.ndarray | str]):
 
     def __init__(self, dataset: HandsDataset, names: Sequence[str]) -> None:
         self.paths = [dataset.folder / name for name in names]
-        self.image_size, self.decode_size = dataset.image_size, dataset.decode_size
+        self.reader = dataset.reader
 
     def __len__(self) -> int:
         """Return the number of photos."""
@@ -65,7 +66,7 @@ class PhotoFiles(Dataset[np.ndarray | str]):
     def __getitem__(self, place: int) -> np.ndarray | str:
         """Return pixels, (H, W, 3) uint8, or an error message."""
         try:
-            return np.asarray(read_pixels(self.paths[place], self.image_size, self.decode_size))
+            return np.asarray(self.reader.read(self.paths[place]))
         except UserError as error:
             return str(error)
 
@@ -76,13 +77,12 @@ def cache_path(dataset: HandsDataset, names: Sequence[str], cache_dir: Path) -> 
     content = {
         "folder": str(dataset.folder.resolve()),
         "photos": [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)],
-        "image_size": dataset.image_size,
-        "decode_size": dataset.decode_size,
+        "reader": dataclasses.asdict(dataset.reader),
         "pillow": PIL.__version__,
         "libjpeg": features.version("libjpeg_turbo") or features.version("jpg"),
     }
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    return cache_dir / f"{dataset.image_size}px-{digest}.npy"
+    return cache_dir / f"{dataset.reader.shape[0]}px-{digest}.npy"
 
 
 def decode(photos: PhotoFiles, num_workers: int) -> Iterator[np.ndarray]:
@@ -113,7 +113,7 @@ def decode(photos: PhotoFiles, num_workers: int) -> Iterator[np.ndarray]:
 
 def build(path: Path, photos: PhotoFiles, num_workers: int) -> None:
     """Decode `photos` into the cache file `path`, which appears when it is complete."""
-    shape = (len(photos), photos.image_size, photos.image_size, 3)
+    shape = (len(photos), *photos.reader.shape)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"{needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free")
@@ -180,7 +180,7 @@ def copy_to_device(dataset: HandsDataset, device: torch.device) -> None:
     """Copy the dataset's cached photos to the GPU if it has room for them."""
     if dataset.cached is None or device.type != "cuda":
         return
-    shape = (len(dataset), dataset.image_size, dataset.image_size, 3)
+    shape = (len(dataset), *dataset.reader.shape)
     if math.prod(shape) <= torch.cuda.mem_get_info(device)[0] / DEVICE_SHARE:
         dataset.resident = torch.empty(shape, dtype=torch.uint8, device=device)
         for row in range(len(dataset)):  # one at a time: main memory may be smaller than the GPU's

@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset_11k import Augmentation, Item, LabelSpace
+from dataset_11k import Augmentation, Item, LabelSpace, PhotoReader
 from engine.distributed import Distributed
 from engine.losses import UNKNOWN, MultiTaskLoss
 from engine.precision import autocast, keep_freed_memory, resolve_amp
-from model import IGAENet, embedding_width
+from model import IGAENet
 from utils import UserError, resolve_device, set_determinism
 
 # Default batch sizes of evaluation and prediction.
@@ -37,11 +37,6 @@ def check_loading(batch_size: int | None, num_workers: int) -> None:
 
 
 # ----------------------------------------------------------------------------- model input
-
-
-def check_backbone(name: str, image_size: int) -> None:
-    """Refuse an unknown backbone, or an image size it does not support, without loading weights."""
-    embedding_width(name, image_size)
 
 
 class Preprocessing:
@@ -302,8 +297,6 @@ def predict_split(
 class Predictor:
     """A checkpoint's model, ready to predict, and how to prepare its input.
 
-    image_size: side of the square input in pixels.
-    decode_size: as in `dataset_11k.open_photo`.
     amp: a key of `precision.AMP_DTYPES`.
     temperature: task -> what logits are divided by before softmax.
     """
@@ -311,8 +304,7 @@ class Predictor:
     model: IGAENet
     label_space: LabelSpace
     preprocessing: Preprocessing
-    image_size: int
-    decode_size: int
+    reader: PhotoReader
     device: torch.device
     amp: str
     batch_size: int
@@ -346,8 +338,7 @@ def load_predictor(
         model=model.to(where).to(memory_format=torch.channels_last).eval(),
         label_space=label_space,
         preprocessing=Preprocessing(where, resolved["mean"], resolved["std"]),
-        image_size=image_size,
-        decode_size=resolved["decode_size"],
+        reader=PhotoReader(image_size, resolved["decode_size"]),
         device=where,
         amp=resolve_amp(amp or resolved["amp"], where),
         batch_size=batch_size or (BATCH_SIZE_CPU if where.type == "cpu" else BATCH_SIZE_GPU),

@@ -61,18 +61,18 @@ def resolve_amp(amp: str, device: torch.device) -> str:
 
 
 def compile_backbone(
-    model: IGAENet, device: torch.device, amp: str, *, batch_size: int, image_size: int
+    model: IGAENet, device: torch.device, amp: str, input_shape: tuple[int, int, int, int]
 ) -> None:
     """Compile the backbone in place, for training and evaluation; weights stay as they were.
 
-    Batches of another size, such as an epoch's last one, run uncompiled: compiling for them would
-    take as long again.
+    Batches of another shape than `input_shape`, (N, 3, H, W), such as an epoch's last one, run
+    uncompiled: compiling for them would take as long again.
 
     Raises:
         UserError: PyTorch cannot compile here.
     """
     before = copy.deepcopy(model.state_dict())
-    images = torch.rand(batch_size, 3, image_size, image_size, device=device)
+    images = torch.rand(input_shape, device=device)
     images = images.to(memory_format=torch.channels_last)
     torch.compiler.set_stance("default")
     try:

@@ -30,6 +30,7 @@ from dataset_11k import (
     HandsDataset,
     Item,
     LabelSpace,
+    PhotoReader,
     Task,
     age_group,
     build_loader,
@@ -404,7 +405,7 @@ def hands_dataset(root: Path, by_batch: bool | None) -> HandsDataset:
         rows,
         root / "Hands",
         LabelSpace.of_samples(rows),
-        image_size=32 if augmentation is None else resize_size(32),
+        reader=PhotoReader(32 if augmentation is None else resize_size(32)),
         augmentation=augmentation,
     )
 

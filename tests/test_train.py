@@ -301,8 +301,7 @@ def test_a_checkpoint_alone_gives_the_score_it_names(split_root: Path, tmp_path:
         read_samples(split_csv(split_root, "val")),
         split_root / "Hands",
         predictor.label_space,
-        image_size=predictor.image_size,
-        decode_size=predictor.decode_size,
+        reader=predictor.reader,
     )
     loader = build_loader(dataset, batch_size=5, num_workers=0, train=False)
     predictions = predict_split(
@@ -703,7 +702,11 @@ def test_unseen_people_select_the_epoch_by_rank_1(
         ages = trained["age"][trained["age"].between(low, high)]
         assert mean == (pytest.approx(ages.mean()) if len(ages) else None)
     of_person = dict(
-        zip(state["label_space"]["identity"], state["training"]["class_of_person"]["gender"], strict=True)
+        zip(
+            state["label_space"]["identity"],
+            state["training"]["class_of_person"]["gender"],
+            strict=True,
+        )
     )
     for person, gender in zip(trained["id"], trained["gender"], strict=True):
         assert state["label_space"]["gender"][of_person[person]] == gender

@@ -23,7 +23,7 @@ from PIL import Image
 
 from data import cache
 from data.cache import attach_cache, cache_path, copy_to_device
-from dataset_11k import HandsDataset, LabelSpace, read_pixels
+from dataset_11k import HandsDataset, LabelSpace, PhotoReader
 from utils import UserError
 
 NAMES = [*(f"{i}.bmp" for i in range(15)), "anna/0.bmp", "anna/1.bmp"]
@@ -49,7 +49,7 @@ def make_dataset(
 ) -> HandsDataset:
     samples = pd.DataFrame({"name": names}).assign(id="1", gender="male", age=20)
     space = LabelSpace.of_samples(samples)
-    return HandsDataset(samples, folder, space, image_size=image_size, decode_size=decode_size)
+    return HandsDataset(samples, folder, space, reader=PhotoReader(image_size, decode_size))
 
 
 def attach(dataset: HandsDataset, cache_dir: Path, *, num_workers: int = 0) -> list[str]:
@@ -61,7 +61,7 @@ def attach(dataset: HandsDataset, cache_dir: Path, *, num_workers: int = 0) -> l
 def assert_right(dataset: HandsDataset) -> None:
     assert dataset.cached is not None
     for row, name in enumerate(dataset.names):
-        photo = read_pixels(dataset.folder / name, dataset.image_size, dataset.decode_size)
+        photo = dataset.reader.read(dataset.folder / name)
         np.testing.assert_array_equal(dataset.cached[row], np.asarray(photo))
 
 

@@ -23,8 +23,8 @@ from dataset_11k import (
     HandsDataset,
     Item,
     LabelSpace,
+    PhotoReader,
     build_loader,
-    read_pixels,
     resize_size,
 )
 from engine.distributed import Distributed
@@ -64,7 +64,7 @@ def hands(root: Path, augmentation: Augmentation | None = None) -> HandsDataset:
     assert space.sizes == N_CLASSES
     image_size = resize_size(32) if augmentation else 32
     return HandsDataset(
-        samples, root / "Hands", space, image_size=image_size, augmentation=augmentation
+        samples, root / "Hands", space, reader=PhotoReader(image_size), augmentation=augmentation
     )
 
 
@@ -152,7 +152,9 @@ def test_evaluation_pixels_are_the_published_transforms(tmp_path: Path, image_si
     for photo in noise:
         image = Image.fromarray(photo).resize((160, 120), Image.Resampling.BICUBIC)
         image.save(tmp_path / "photo.png")
-        pixels.append(torch.from_numpy(np.array(read_pixels(tmp_path / "photo.png", image_size))))
+        pixels.append(
+            torch.from_numpy(np.array(PhotoReader(image_size).read(tmp_path / "photo.png")))
+        )
         expected.append(v2.Compose(steps)(image))
     batch = photos(2)._replace(image=torch.stack(pixels))
     images, labels = PREPROCESSING(batch)

@@ -91,7 +91,7 @@ def test_failed_compiling_names_the_folder_that_may_be_damaged(
     model = tiny_model("test_resnet")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match="RuntimeError: file too short") as caught:
-        compile_backbone(model, CPU, "off", batch_size=2, image_size=32)
+        compile_backbone(model, CPU, "off", (2, 3, 32, 32))
     advice = f"; or delete {folder} and try again" if folder else ""
     assert str(caught.value).endswith(f"Leave --compile out{advice}")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
