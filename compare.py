@@ -50,6 +50,7 @@ from engine.checkpoint import (
     check_resumable,
     describe_checkpoint,
     evaluation_dir,
+    is_unused,
     list_checkpoints,
     read_epochs,
     read_run,
@@ -338,7 +339,7 @@ def has_config(folder: Path) -> bool:
 
 def check_folder(run: PlannedRun, fingerprints: Mapping[str, str]) -> None:
     """Refuse a run folder of other settings or samples than planned."""
-    if not run.folder.is_dir() or not any(run.folder.iterdir()):
+    if is_unused(run.folder):
         return
     stored = read_run(run.folder)
     check_resumable(run.folder, stored, settings=run.settings, fingerprints=fingerprints)

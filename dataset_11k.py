@@ -7,7 +7,7 @@ of hand images", 2019, https://arxiv.org/abs/1711.04322.
 from __future__ import annotations
 
 import itertools
-import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,12 @@ class Task:
 
 
 TASKS = {
-    "identity": Task("id", "identity", pattern=r".*\S.*", expected="a person's id"),
+    "identity": Task(
+        "id",
+        "identity",
+        pattern=r"(?!\s*\d+([.,]\d+)?[eE]\+\d+\s*$).*\S.*",  # no 2.02E+11
+        expected="a person's id as text (spreadsheets round long ids)",
+    ),
     "gender": Task("gender", "gender", GENDERS),
     "age": Task(
         "age",
@@ -170,6 +175,9 @@ def class_names(samples: pd.DataFrame, task: str) -> list[str]:
 # ----------------------------------------------------------------------------- pixels
 
 
+MAX_PIXELS = 100_000_000  # that are decoded; in memory they take 300 MB
+
+
 def open_photo(path: Path, decode_size: int = 0) -> Image.Image:
     """Return a photo as an upright RGB image; transparency becomes white.
 
@@ -182,9 +190,14 @@ def open_photo(path: Path, decode_size: int = 0) -> Image.Image:
         UserError: the file cannot be decoded completely.
     """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             if decode_size:
                 image.draft(None, (decode_size, decode_size))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"more than {MAX_PIXELS:,} pixels ({image.width}x{image.height})")
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bit grey; Pillow's own conversion clips it
@@ -196,7 +209,7 @@ def open_photo(path: Path, decode_size: int = 0) -> Image.Image:
                 return Image.alpha_composite(white, upright).convert("RGB")
             return upright.convert("RGB")
     except Exception as error:  # on damaged data Pillow's plugins raise all kinds of exceptions
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UserError(f"cannot decode photo {path}: {reason}. Replace the file") from error
 
 
@@ -413,7 +426,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     number of workers, world size and --resume change neither. Call `set_epoch` before each epoch.
 
     In training every rank gets an equal part of each batch, and all ranks make the same number of
-    steps; in evaluation every rank gets each `world_size`-th batch.
+    steps; in evaluation every rank gets each `world_size`-th batch. A last training batch of one
+    photo, too few for batch norm, is joined to the one before.
 
     Another sampler is a subclass with its own `order` and a row of `SAMPLERS`.
 
@@ -451,16 +465,22 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""
-        n_batches = math.ceil(self.n_samples / self.batch_size)
+        n_batches = len(self.slices())
         return n_batches if self.train else len(range(self.rank, n_batches, self.world_size))
+
+    def slices(self) -> list[slice]:
+        """Return the places of each batch of all ranks in the epoch's order."""
+        starts = list(range(0, self.n_samples, self.batch_size))
+        if self.train and self.n_samples > self.batch_size > 1 == self.n_samples % self.batch_size:
+            starts.pop()
+        return [slice(*ends) for ends in itertools.pairwise([*starts, self.n_samples])]
 
     def shares(self) -> list[tuple[int, int]]:
         """Return, for each training batch, the numbers of photos of this rank and of all ranks.
 
         A rank without photos in a short last batch gets one photo that must not count.
         """
-        starts = range(0, self.n_samples, self.batch_size)
-        sizes = [min(self.batch_size, self.n_samples - start) for start in starts]
+        sizes = [part.stop - part.start for part in self.slices()]
         return [(len(range(self.rank, size, self.world_size)), size) for size in sizes]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -471,7 +491,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         if self.train:
             order = self.order(np.random.default_rng(sequence))
         keys = [(int(row), int(seeds[row])) for row in order]
-        batches = [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
+        batches = [keys[part] for part in self.slices()]
         if self.train:
             yield from (batch[self.rank :: self.world_size] or batch[:1] for batch in batches)
         else:

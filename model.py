@@ -26,7 +26,7 @@ from huggingface_hub import try_to_load_from_cache
 from timm.layers import NormMlpClassifierHead
 from torch import Tensor, nn
 
-from utils import UserError
+from utils import UserError, logger
 
 # ----------------------------------------------------------------------------- backbones
 
@@ -202,8 +202,11 @@ def create_pretrained(backbone: Backbone, *, image_size: int, drop_path: float) 
         raise UserError(message) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """Return the tensors of a .safetensors or .pth file by name, without wrappers.
+
+    Of a checkpoint of train.py these are the backbone's; the second value is then the name of its
+    backbone, else empty.
 
     Raises:
         UserError: there is no such file, or it holds no named tensors.
@@ -220,6 +223,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"cannot read --backbone_weights ({type(error).__name__}): {path}. Give a .safetensors"
             " file, or a .pth file of a state dict"
         ) from error
+    origin = ""
+    if isinstance(state, dict) and isinstance(state.get("config"), dict):
+        origin = str(state["config"].get("backbone", ""))
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -227,7 +233,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise UserError(f"--backbone_weights holds no state dict (names to tensors): {path}")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    prefix = "backbone." if origin else "module."
+    if origin:
+        state = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}, origin
 
 
 def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) -> None:
@@ -238,7 +247,7 @@ def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) 
     Raises:
         UserError: names or shapes differ and `allow_partial` is False; the message lists them.
     """
-    state = read_weights(path)
+    state, origin = read_weights(path)
     # timm keeps each architecture's converter beside its class
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
@@ -252,8 +261,11 @@ def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) 
     shapes = [n for n in own if n in state and own[n].shape != state[n].shape]
     fitting = {n: t for n, t in state.items() if n not in shapes and not n.startswith(prefixes)}
     missing, unused = model.load_state_dict(fitting, strict=False)
-    missing = [name for name in missing if name not in shapes]
+    # a trained backbone lacks what `take_norm_from_head` gave to the heads
+    missing = [n for n in missing if n not in shapes and not (origin and n.startswith("head."))]
     misfits = {"missing": missing, "unused": unused, "of another shape": shapes}
+    if origin and not any(misfits.values()):
+        logger.info("--backbone_weights: the backbone of %s, without its heads", path)
     if allow_partial and len(fitting) > len(unused):
         return
     if any(misfits.values()):
@@ -263,7 +275,8 @@ def load_backbone_weights(model: nn.Module, path: Path, *, allow_partial: bool) 
             if names
         )
         raise UserError(
-            f"--backbone_weights does not fit the backbone ({listed}): {path}. Give weights of this"
+            f"--backbone_weights does not fit the backbone ({listed}): {path}"
+            f"{f' is a checkpoint of backbone {origin}' if origin else ''}. Give weights of this"
             " backbone, or --allow_partial_weights to load those that fit"
         )
 
@@ -310,6 +323,7 @@ class IGAENet(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.is_frozen = False
         chosen = find_backbone(backbone)
         width = embedding_width(backbone, image_size)
         depth = chosen.drop_path if drop_path is None else drop_path
@@ -332,6 +346,17 @@ class IGAENet(nn.Module):
         self.mean, self.std = (
             tuple(pretrained_config(self.backbone)[key]) for key in ("mean", "std")
         )
+
+    def freeze_backbone(self) -> None:
+        """Exclude the backbone from training: no gradients, batch norm and dropout as in tests."""
+        self.is_frozen = True
+        self.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> IGAENet:
+        """Set training or evaluation mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.train(mode and not self.is_frozen)
+        return self
 
     def embed(self, images: Tensor) -> Tensor:
         """Return embeddings, (N, D), of `images`, (N, 3, H, W) float32 normalised."""

@@ -124,7 +124,9 @@ def find_photos(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     photos, failures = [], []
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            found = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()
+            )
             photos += found
             if not found:
                 failures.append(f"no picture ({', '.join(EXTENSIONS)}): {path}")

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
+from torch import nn
 from torch.utils.data import DataLoader
 
 from data.cache import attach_cache, copy_to_device
@@ -64,11 +65,18 @@ from engine.distributed import (
 from engine.loop import (
     Predictions,
     Preprocessing,
+    check_workers,
     predict_split,
     train_one_epoch,
 )
 from engine.losses import UNKNOWN, MultiTaskLoss
-from engine.precision import compile_backbone, keep_freed_memory, resolve_amp, unfuse_attention
+from engine.precision import (
+    available_amp,
+    compile_backbone,
+    keep_freed_memory,
+    resolve_amp,
+    unfuse_attention,
+)
 from measures.classes import balanced_accuracy, fit_temperature
 from measures.pairs import cosine_similarity, gallery_ranks
 from model import BACKBONES, IGAENet, embedding_width, find_backbone, parameter_groups
@@ -185,7 +193,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range, and flags that contradict each other."""
         positive = ("image_size", "lr", "batch_size", "N_epochs", "eval_every", "accumulate")
-        not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed", "num_workers")
+        not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed")
         at_most = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
         at_most["ema"] = 0.99999
         for name in positive:
@@ -197,6 +205,7 @@ class TrainConfig:
         for name, most in at_most.items():
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise ValueError(f"--{name} must be in [0, {most:g}], not {getattr(self, name)}")
+        check_workers(self.num_workers)
         if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
             raise ValueError(f"--clip_grad must be a number above 0, not {self.clip_grad}")
         weights = self.loss_weights or (1.0,)
@@ -511,13 +520,26 @@ def read_run_data(config: TrainConfig, stored: Mapping[str, Any] | None = None) 
         config: the flags.
         stored: of a resumed run, what describes it.
     """
-    return read_data(
+    data = read_data(
         config.attributes_file,
         config.protocol,
         config.fold or 0,
         tasks=tuple(stored["label_space"]) if stored else config.tasks,
         permutation_seed=config.seed if config.permute_labels else None,
     )
+    if stored or not config.loss_weights:
+        return data
+    named = config.tasks or data.label_space.tasks
+    if len(config.loss_weights) != len(named):
+        raise UserError(
+            f"--loss_weights has {len(config.loss_weights)} values for {len(named)} tasks"
+            f" ({', '.join(named)}). Give one for each"
+        )
+    left_out = [t for t, w in zip(named, config.loss_weights, strict=True) if w == 0]
+    if left_out:
+        logger.info("left out, as the weight of the loss is 0: %s", ", ".join(left_out))
+    kept = {t: names for t, names in data.label_space.names.items() if t not in left_out}
+    return replace(data, label_space=LabelSpace(kept))
 
 
 def check_model(config: TrainConfig) -> None:
@@ -546,6 +568,14 @@ def build_run_model(
         model = convert_sync_batchnorm(model)
     if device.type == "cpu":
         unfuse_attention(model)
+    if config.backbone_lr_scale == 0:
+        model.freeze_backbone()
+    has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if config.batch_size // distributed.world_size < 2 and has_batch_norm:
+        raise UserError(
+            f"batch norm of {config.backbone} needs at least 2 photos per rank: --batch_size"
+            f" {config.batch_size}. Give {2 * distributed.world_size} or more"
+        )
     model = model.to(device).to(memory_format=torch.channels_last)
     distributed.broadcast_weights(model)
     return model
@@ -555,14 +585,11 @@ def resolve(
     config: TrainConfig, tasks: Sequence[str], model: IGAENet, *, amp: str, on_cuda: bool
 ) -> Resolved:
     """Decide once what the flags leave open; `amp` as `resolve_amp` returned it."""
-    named = config.tasks or tasks  # in the user's order
-    weights = config.loss_weights or tuple(TASKS[task].weight for task in named)
-    if len(weights) != len(named):
-        raise UserError(
-            f"--loss_weights has {len(weights)} values, but the tasks are {', '.join(named)}. Give"
-            " one for each"
-        )
-    weight_of = dict(zip(named, weights, strict=True))
+    weights = [w for w in config.loss_weights if w > 0]  # `tasks` lacks those of weight 0
+    trained = [task for task in config.tasks if task in tasks] or tasks  # in the user's order
+    weight_of = {task: TASKS[task].weight for task in tasks} | dict(
+        zip(trained, weights, strict=bool(weights))
+    )
     default = find_backbone(config.backbone).drop_path
     return Resolved(
         amp=amp,
@@ -574,6 +601,19 @@ def resolve(
         std=model.std,
         decode_size=DECODE_MARGIN * resize_size(config.image_size) if config.fast_decode else 0,
     )
+
+
+def read_resolved(stored: Mapping[str, Any], amp: str) -> Resolved:
+    """Return what a resumed run resolved when it started, with the precision it has here."""
+    values: dict[str, Any] = stored["resolved"]
+    try:
+        weights = tuple(values["loss_weights"])
+        return Resolved(**{**values, "amp": amp, "loss_weights": weights})
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"the run's settings do not fit this version ({error}). Continue with the version that"
+            " started it"
+        ) from error
 
 
 def prepare_run(
@@ -597,8 +637,7 @@ def prepare_run(
     fresh = not (config.resume and last_checkpoint(config.resume))
     model = build_run_model(config, label_space, distributed, fresh=fresh)
     if stored:
-        values: dict[str, Any] = stored["resolved"]
-        resolved = Resolved(**{**values, "loss_weights": tuple(values["loss_weights"])})
+        resolved = read_resolved(stored, amp)
     else:
         on_cuda = device.type == "cuda"
         resolved = resolve(config, label_space.tasks, model, amp=amp, on_cuda=on_cuda)
@@ -715,6 +754,15 @@ def is_finished(config: TrainConfig, distributed: Distributed) -> bool:
     return True
 
 
+def resolve_run_amp(
+    config: TrainConfig, stored: Mapping[str, Any] | None, device: torch.device
+) -> str:
+    """Return the precision of the run: a resumed one keeps its own unless --amp is given anew."""
+    if stored and config.amp == stored["config"]["amp"]:
+        return available_amp(stored["resolved"]["amp"], device)
+    return resolve_amp(config.amp, device)
+
+
 def check_flags(config: TrainConfig, distributed: Distributed) -> None:
     """Refuse, before any data is read, what cannot work on this machine."""
     if distributed.is_main and config.run_dir:
@@ -739,7 +787,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_finished(config, distributed):
         return 0
     check_flags(config, distributed)
-    amp = resolve_amp(stored["resolved"]["amp"] if stored else config.amp, distributed.device)
+    amp = resolve_run_amp(config, stored, distributed.device)
     data = read_run_data(config, stored)
     if config.resume and stored:
         space = data.label_space.to_json()

@@ -122,12 +122,20 @@ def safe_name(name: str) -> str:
 # ----------------------------------------------------------------------------- logging
 
 
+class LineFormatter(logging.Formatter):
+    """Escape control characters, which names from files may hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  name of the base
+        """Return the record on one line."""
+        return one_line(super().formatMessage(record))
+
+
 def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
     """Log to stderr and, if given, to `log_file` (appended); `quiet` logs errors only."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file is not None:
         handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    formatter = LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     for previous in logger.handlers:
         previous.close()
     logger.handlers = handlers

@@ -274,8 +274,8 @@ def read_people(path: Path) -> pd.DataFrame:
     refuse_columns(table, ["name", "image_path"], path)
     rules = task_rules(table, unknown=True)
     ids = table["id"].str.strip()
-    once = Rule(~ids.duplicated() & (ids != ""), "an id that occurs once")
-    check_cells(table, path, rules | {"id": once})
+    check_cells(table, path, rules)
+    check_cells(table, path, {"id": Rule(~ids.duplicated(), "an id that occurs once")})
     return table.assign(id=ids)[[c for c in table if not is_unnamed(str(c))]]
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pandas as pd
@@ -24,21 +25,14 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from timm.utils import ModelEmaV3
 
+from data.splits import PROTOCOLS
 from dataset_11k import TASKS, LabelSpace
 from engine.losses import UNKNOWN
+from engine.precision import AMP_DTYPES
 from model import IGAENet
 from utils import UserError, atomic_write, logger
 
 CHECKPOINT_FORMAT = 1
-
-# What describes a run from its first epoch on; config.json holds the same.
-RUN_KEYS = ("config", "resolved", "label_space", "aspect", "fingerprints", "environment", "commit")
-
-# What every checkpoint holds besides weights; `trained` is there with --ema only.
-CHECKPOINT_KEYS = (
-    *RUN_KEYS,
-    *("training", "temperature", "epoch", "best", "metrics", "optimizer", "scaler"),
-)
 
 TENSOR_KEYS = ("model", "trained", "optimizer")
 
@@ -49,8 +43,106 @@ LOCK_SECONDS = 10  # the data-loading workers of a killed run hold its lock for 
 # Settings that may change on --resume. The samples are identified by fingerprints, not by path.
 MAY_CHANGE_ON_RESUME = (
     *("attributes_file", "cache", "cache_dir", "N_epochs", "device", "num_workers"),
-    *("resume", "run_dir"),
+    *("amp", "compile", "resume", "run_dir"),
 )
+
+# Types of what is read from config.json and checkpoints: a type, several, a dict of types by key,
+# or a list with the type of its items.
+RUN_TYPES: dict[str, Any] = {
+    "config": {
+        "protocol": str,
+        "fold": (int, NoneType),
+        "permute_labels": bool,
+        "backbone": str,
+        "image_size": int,
+        "seed": int,
+        "N_epochs": int,
+    },
+    "resolved": {"amp": str, "mean": [float], "std": [float], "decode_size": int},
+    "label_space": dict,
+    "aspect": str,
+    "fingerprints": dict,
+    "environment": dict,
+    "commit": str,
+}
+CHECKPOINT_TYPES: dict[str, Any] = {
+    **RUN_TYPES,
+    "training": {"people": [str], "counts": dict, "mean_ages": list, "class_of_person": dict},
+    "temperature": dict,
+    "epoch": int,
+    "best": {"epoch": int, "score": float},
+    "metrics": dict,
+    "model": dict,
+    "optimizer": dict,
+    "scaler": dict,
+}
+
+
+# ----------------------------------------------------------------------------- stored types
+
+
+def check_types(value: Any, expected: Any, name: str) -> None:
+    """Raise a ValueError that names the first part of `value` with another type than expected.
+
+    Args:
+        value: as read from a file.
+        expected: see `RUN_TYPES`.
+        name: of the value.
+    """
+    kind = type(expected) if isinstance(expected, (dict, list)) else expected
+    is_bool_number = isinstance(value, bool) and kind in (int, float)
+    if not isinstance(value, kind) or is_bool_number:
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    if isinstance(expected, dict):
+        for key, inner in expected.items():
+            if key not in value:
+                raise ValueError(f"no {key}" if not name else f"{name} has no {key}")
+            check_types(value[key], inner, f"{name}.{key}" if name else key)
+    if isinstance(expected, list):
+        for item in value:
+            check_types(item, expected[0], f"{name}[]")
+
+
+def check_run(stored: Any, expected: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless `stored` describes a run: types, classes, sizes.
+
+    Args:
+        stored: content of config.json or of a checkpoint.
+        expected: `RUN_TYPES` or `CHECKPOINT_TYPES`.
+    """
+    check_types(stored, expected, "")
+    space, resolved = stored["label_space"], stored["resolved"]
+    if not space or not set(space) <= set(TASKS):
+        raise ValueError(f"label_space has the tasks {', '.join(map(str, space)) or 'none'}")
+    check_types(space, dict.fromkeys(space, [str]), "label_space")
+    if not all(space.values()):
+        raise ValueError("label_space has a task without classes")
+    if stored["config"]["protocol"] not in PROTOCOLS:
+        raise ValueError(f"config.protocol is {stored['config']['protocol']!r}")
+    if resolved["amp"] not in AMP_DTYPES:
+        raise ValueError(f"resolved.amp is {resolved['amp']!r}")
+    if len(resolved["mean"]) != 3 or len(resolved["std"]) != 3 or not all(resolved["std"]):
+        raise ValueError("resolved.mean and resolved.std are not three numbers each")
+    check_types(stored["fingerprints"], dict.fromkeys(("train", "val"), str), "fingerprints")
+    if "training" not in stored:
+        return
+    training, classes = stored["training"], {task: len(names) for task, names in space.items()}
+    check_types(training["counts"], dict.fromkeys(space, [int]), "training.counts")
+    check_types(training["mean_ages"], [(float, int, NoneType)], "training.mean_ages")
+    sizes = {task: len(training["counts"][task]) for task in space}
+    years = [len(training["mean_ages"])] * any(TASKS[task].in_years for task in space)
+    expected_years = [n for task, n in classes.items() if TASKS[task].in_years]
+    if sizes != classes or years != expected_years:
+        raise ValueError("training does not fit label_space")
+    for task, index in training["class_of_person"].items():
+        check_types(index, [int], f"training.class_of_person.{task}")
+        if len(index) != classes.get("identity") or task not in space:
+            raise ValueError("training.class_of_person does not fit label_space")
+        if not all(UNKNOWN <= i < classes[task] for i in index):
+            raise ValueError("training.class_of_person has an unknown class")
+    temperatures = stored.get("temperature", {}).values()
+    if not all(isinstance(t, float) and 0 < t < math.inf for t in temperatures):
+        raise ValueError("temperature is not a positive number")
 
 
 # ----------------------------------------------------------------------------- checkpoint files
@@ -102,6 +194,8 @@ def load_checkpoint(
     """
     if not path.is_file():
         raise UserError(explain_missing(path))
+    if verify:
+        verify_archive(path, advice)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except PermissionError:
@@ -120,19 +214,29 @@ def load_checkpoint(
             f"checkpoint format {state['format']}, expected {CHECKPOINT_FORMAT}: {path}. Use the"
             " version that wrote it"
         )
-    missing = [key for key in ("model", *CHECKPOINT_KEYS) if state.get(key) is None]
-    if missing:
-        raise UserError(f"incomplete checkpoint (no {', '.join(missing)}): {path}. {advice}")
-    if verify:
-        verify_checksums(path, advice)
+    try:
+        check_run(state, CHECKPOINT_TYPES)
+    except ValueError as error:
+        raise UserError(f"not a checkpoint of train.py ({error}): {path}. {advice}") from error
     return state
 
 
-def verify_checksums(path: Path, advice: str) -> None:
-    """Refuse a checkpoint whose bytes have changed, which torch.load would not notice."""
-    with zipfile.ZipFile(path) as archive:
-        if archive.testzip() is not None:
-            raise UserError(f"damaged checkpoint (wrong checksum): {path}. {advice}")
+def verify_archive(path: Path, advice: str) -> None:
+    """Refuse a file whose bytes have changed, or that unpacks to more than its size.
+
+    torch.load would not notice the former. It stores tensors uncompressed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > path.stat().st_size:
+                raise ValueError(f"{unpacked:,} bytes unpacked")
+            if archive.testzip() is not None:
+                raise ValueError("wrong checksum")
+    except PermissionError:
+        raise
+    except Exception as error:  # zipfile raises half a dozen types for damaged files
+        raise UserError(f"damaged checkpoint ({error}): {path}. {advice}") from error
 
 
 def without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,9 +283,15 @@ def describe_training(samples: pd.DataFrame, label_space: LabelSpace) -> dict[st
 # ----------------------------------------------------------------------------- run folders
 
 
+def is_unused(folder: Path) -> bool:
+    """Return whether a run may start in `folder`: nothing in it but what a killed start leaves."""
+    leftovers = re.compile(r"\.lock|train\.log|\..*\.tmp.*")
+    return not folder.is_dir() or all(leftovers.fullmatch(p.name) for p in folder.iterdir())
+
+
 def check_unused(folder: Path) -> None:
-    """Refuse a folder for a new run that is not empty."""
-    if folder.is_dir() and any(folder.iterdir()):
+    """Refuse a folder for a new run that is in use."""
+    if not is_unused(folder):
         raise UserError(
             f"--run_dir is in use: {folder}. Give a new folder, or --resume {folder} to continue"
         )
@@ -255,7 +365,7 @@ def evaluation_dir(checkpoint: Path, aspect: str, split: str) -> Path:
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """Return what describes a run (`RUN_KEYS`): its config.json, or a checkpoint's copy of it.
+    """Return what describes a run (`RUN_TYPES`): its config.json, or a checkpoint's copy of it.
 
     Args:
         run_dir: the run's folder, or a checkpoint of the run.
@@ -263,19 +373,17 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds no run, or the file is no checkpoint.
     """
-    if run_dir.is_file():
+    if run_dir.suffix == ".pth":
         return describe_checkpoint(run_dir)
-    path = run_dir / "config.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in RUN_KEYS if key not in stored]
-        if not isinstance(stored, dict) or missing:
-            raise ValueError(f"no {', '.join(missing)}")
+        stored = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        check_run(stored, RUN_TYPES)
         return stored
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
+        last = last_checkpoint(run_dir)
         raise UserError(
-            f"not a run folder: {run_dir}. Its config.json cannot be read ({error}); give a folder"
-            " that train.py made"
+            f"cannot read config.json ({error}): {run_dir}. Give a folder that train.py made"
+            + (f", or its checkpoint {last}" if last else "")
         ) from error
 
 
@@ -290,7 +398,7 @@ def read_epochs(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -396,7 +504,7 @@ class TrainingRun:
     """A run in progress: its folder, what describes it, and what it has learnt so far.
 
     folder: of the run.
-    facts: `RUN_KEYS`, and `training` (`describe_training`).
+    facts: `RUN_TYPES`, and `training` (`describe_training`).
     ema: moving average of the model's weights, which is then what is evaluated.
     epoch: the last finished one, counted from 1.
     best_epoch: the earliest with the highest `best_score`; 0: none was evaluated.
@@ -463,11 +571,17 @@ class TrainingRun:
             state = load_checkpoint(path, advice=advise_on_damage(path))
             data = {key: self.facts[key] for key in ("fingerprints", "label_space")}
             check_resumable(path, state, **data)
-            self.evaluated_model.load_state_dict(state["model"])
-            if self.ema:
-                self.model.load_state_dict(state["trained"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            try:
+                self.evaluated_model.load_state_dict(state["model"])
+                if self.ema:
+                    self.model.load_state_dict(state["trained"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.scaler.load_state_dict(state["scaler"])
+            except Exception as error:  # PyTorch raises as many types as states can be wrong
+                reason = " ".join(str(error).split())[:160]
+                raise UserError(
+                    f"checkpoint does not fit the run ({reason}): {path}. {advise_on_damage(path)}"
+                ) from error
             self.epoch = state["epoch"]
             self.best_epoch, self.best_score = state["best"]["epoch"], state["best"]["score"]
             best = list_checkpoints(self.folder).get((self.best_epoch, True))

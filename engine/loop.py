@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset_11k import Augmentation, Item, LabelSpace, PhotoReader
 from engine.distributed import Distributed
 from engine.losses import UNKNOWN, MultiTaskLoss
-from engine.precision import autocast, keep_freed_memory, resolve_amp
+from engine.precision import autocast, available_amp, keep_freed_memory, resolve_amp
 from model import IGAENet
 from utils import UserError, resolve_device, set_determinism
 
@@ -25,15 +25,21 @@ from utils import UserError, resolve_device, set_determinism
 BATCH_SIZE_CPU, BATCH_SIZE_GPU = 16, 128
 BATCH_SIZE_HELP = f"default: {BATCH_SIZE_CPU} on a CPU, else {BATCH_SIZE_GPU}"
 MAX_BATCH_SIZE = 65_536
+MAX_WORKERS = 256
 CHECK_EVERY = 50  # steps between two checks of the losses, each of which waits for the device
+
+
+def check_workers(num_workers: int) -> None:
+    """Refuse a value of --num_workers that is out of range."""
+    if not 0 <= num_workers <= MAX_WORKERS:
+        raise ValueError(f"--num_workers must be from 0 to {MAX_WORKERS}, not {num_workers}")
 
 
 def check_loading(batch_size: int | None, num_workers: int) -> None:
     """Refuse values of --batch_size and --num_workers that are out of range."""
     if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"--batch_size must be from 1 to {MAX_BATCH_SIZE}")
-    if num_workers < 0:
-        raise ValueError("--num_workers must not be negative")
+    check_workers(num_workers)
 
 
 # ----------------------------------------------------------------------------- model input
@@ -127,9 +133,10 @@ def train_one_epoch(
         # that has no photo of the batch keeps in step with one that does not count
         scale = distributed.world_size if n_here else 0
         losses.append(torch.zeros(len(tasks), device=device))
-        parts = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
-        for i, (part, part_labels) in enumerate(parts, start=1):
-            with defer_gradients(model) if i < len(parts) else nullcontext():
+        n_parts = min(accumulate, max(1, len(images) // 2))  # batch norm needs two photos
+        parts = [t.tensor_split(n_parts) for t in (images, labels)]
+        for i, (part, part_labels) in enumerate(zip(*parts, strict=True), start=1):
+            with defer_gradients(model) if i < n_parts else nullcontext():
                 with autocast(device, amp):
                     embeddings, logits = model(part)
                 per_task = criterion(embeddings, logits, part_labels)
@@ -331,7 +338,7 @@ def load_predictor(
     model = IGAENet(config["backbone"], label_space.sizes, pretrained=False, image_size=image_size)
     try:
         model.load_state_dict(state["model"])
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # PyTorch raises as many types as states can be wrong
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint's weights do not fit its backbone: {reason}") from error
     return Predictor(
@@ -340,7 +347,7 @@ def load_predictor(
         preprocessing=Preprocessing(where, resolved["mean"], resolved["std"]),
         reader=PhotoReader(image_size, resolved["decode_size"]),
         device=where,
-        amp=resolve_amp(amp or resolved["amp"], where),
+        amp=resolve_amp(amp, where) if amp else available_amp(resolved["amp"], where),
         batch_size=batch_size or (BATCH_SIZE_CPU if where.type == "cpu" else BATCH_SIZE_GPU),
         temperature={task: state["temperature"].get(task, 1.0) for task in label_space.tasks},
     )

@@ -40,6 +40,16 @@ def has_native_bf16() -> bool:
     return bool(features & NATIVE_BF16)
 
 
+def available_amp(stored: str, device: torch.device) -> str:
+    """Return a precision resolved elsewhere if `device` has it natively, else what it has."""
+    native = {"cuda": ("off", "fp16", resolve_amp("auto", device)), "cpu": ("off",)}
+    if stored in (*native.get(device.type, ("off",)), resolve_amp("auto", device)):
+        return stored
+    found = resolve_amp("auto", device)
+    logger.warning("%s of the training is not native to this %s: %s", stored, device.type, found)
+    return found
+
+
 def resolve_amp(amp: str, device: torch.device) -> str:
     """Return `off`, `bf16` or `fp16` for the flag `--amp`; `auto` follows fixed rules.
 

@@ -458,6 +458,8 @@ def write_report(folder: Path, *, photos: Path | None, why_none: str = "") -> Pa
     if shown is not None:
         panels = {heading: [p.panel for p in found] for heading, found in shown.items()}
         save_figure(draw_photos(panels), folder / "sample_grid.png", dpi=100)
+    else:
+        (folder / "sample_grid.png").unlink(missing_ok=True)  # of an earlier report with photos
     context["why_none"] = why_none or NO_PHOTOS
     context["training"] = training_context(folder.parent)
     return write_page(folder / "report.html", "report.html.j2", context)

@@ -621,7 +621,7 @@ def test_ranks_share_each_batch_of_training(n_samples: int, world_size: int) -> 
     ):
         counts = [n_here for n_here, _ in shares_of]
         assert {n_all for _, n_all in shares_of} == {sum(counts)} == {len(batch)}
-        assert max(counts) - min(counts) <= (len(batch) < 6)  # equal, but for a short batch
+        assert max(counts) - min(counts) <= (len(batch) != 6)  # equal, but for the last batch
         counted = [key for part, n in zip(parts_of, counts, strict=True) for key in part[:n]]
         assert sorted(counted) == sorted(batch)
         # a rank without a share gets a photo all the same, to make as many steps

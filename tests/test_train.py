@@ -26,10 +26,11 @@ from data.tables import read_samples
 from dataset_11k import AGE_GROUPS, TASKS, HandsDataset, Task, build_loader
 from engine import checkpoint, loop, precision
 from engine.checkpoint import TrainingRun, load_checkpoint, read_epochs
-from engine.loop import predict_split
+from engine.loop import load_predictor, predict_split
 from measures.classes import balanced_accuracy
 from model import IGAENet
 from train import Resolved, TrainConfig, build_optimizer, learning_rate, set_learning_rate
+from utils import UserError, seed_everything
 
 # A tenth of a second per epoch; batches of 8 and 4 photos; batch norm, and with `drop_path`
 # random numbers in the model too.
@@ -395,10 +396,70 @@ def test_a_weight_per_task(
     split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(split_root, tmp_path / "run", loss_weights=(1, 2)) == 1
-    assert "--loss_weights has 2 values, but the tasks are identity, gender, age." in error_line(
-        capsys
-    )
+    assert "--loss_weights has 2 values for 3 tasks (identity, gender, age)." in error_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"tasks": ("age", "identity", "gender")}])
+def test_a_task_of_weight_0_is_left_out(
+    flags: dict[str, Any], split_root: Path, tmp_path: Path
+) -> None:
+    """It selects no epoch, and is neither evaluated nor reported."""
+    weights = (0, 2, 1) if not flags else (1, 0, 2)
+    assert run(split_root, tmp_path / "run", N_epochs=1, loss_weights=weights, **flags) == 0
+    state = load_checkpoint(tmp_path / "run" / "checkpoint-000001.pth")
+    assert state["label_space"].keys() == {"gender", "age"}
+    assert state["resolved"]["loss_weights"] == [2, 1]
+    scores = [state["metrics"][f"val_balanced_accuracy_{task}"] for task in ("gender", "age")]
+    assert state["best"]["score"] == pytest.approx(np.mean(scores))
+    assert resume(tmp_path / "run", N_epochs=2) == 0
+
+
+def test_a_left_over_photo_joins_the_batch_before(split_root: Path, tmp_path: Path) -> None:
+    """Batch norm over a 1x1 map cannot train on one photo: 12 photos in batches of 11."""
+    flags: dict[str, Any] = {"backbone": "resnet10t", "N_epochs": 1}
+    assert run(split_root, tmp_path / "run", batch_size=11, **flags) == 0
+    assert run(split_root, tmp_path / "parts", batch_size=12, accumulate=11, **flags) == 0
+
+
+def test_a_batch_of_one_is_refused_with_batch_norm(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(split_root, tmp_path / "run", batch_size=1) == 1
+    assert "needs at least 2 photos per rank: --batch_size 1." in error_line(capsys)
+    assert not (tmp_path / "run").exists()
+    flags: dict[str, Any] = {"backbone": "test_vit", "batch_size": 1, "N_epochs": 1}
+    assert run(split_root, tmp_path / "vit", **flags) == 0
+
+
+def test_a_frozen_backbone_does_not_change(split_root: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"backbone": "test_resnet", "backbone_lr_scale": 0}
+    assert run(split_root, tmp_path / "run", N_epochs=2, **flags) == 0
+    states = [
+        load_checkpoint(tmp_path / "run" / name)["model"]
+        for name in ("checkpoint-000002.pth", "checkpoint-000002-best.pth")
+        if (tmp_path / "run" / name).exists()
+    ]
+    seed_everything(42, 0)
+    fresh = IGAENet(
+        "test_resnet", {"identity": 6, "gender": 2, "age": 6}, pretrained=False, image_size=32
+    ).state_dict()
+    for state in states:
+        for name, tensor in fresh.items():
+            assert torch.equal(state[name], tensor) == name.startswith("backbone.")
+
+
+def test_training_starts_from_a_checkpoint_of_other_people(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(split_root, tmp_path / "first", N_epochs=1, tasks=("gender",)) == 0
+    weights = tmp_path / "first" / "checkpoint-000001.pth"
+    start: dict[str, Any] = {"backbone_weights": weights, "pretrained": True, "N_epochs": 1}
+    capsys.readouterr()
+    assert run(split_root, tmp_path / "second", **start) == 0
+    assert f"the backbone of {weights}, without its heads" in capsys.readouterr().err
+    assert run(split_root, tmp_path / "third", **start, backbone="resnet10t") == 1
+    assert "is a checkpoint of backbone test_resnet. Give" in error_line(capsys)
 
 
 def edit_csv(path: Path, change: Callable[[list[str], int], None]) -> None:
@@ -551,7 +612,7 @@ def test_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", 1e-3), ("batch_size", 4), ("backbone", "test_vit"), ("warmup", False), ("seed", 43)]
-    + [("drop_path", 0.1), ("loss_weights", (1, 1, 2)), ("tasks", ("age",)), ("amp", "bf16")],
+    + [("drop_path", 0.1), ("loss_weights", (1, 1, 2)), ("tasks", ("age",))],
 )
 def test_settings_that_may_not_change(
     name: str, value: Any, finished: Path, capsys: pytest.CaptureFixture[str]
@@ -577,7 +638,9 @@ def test_a_folder_that_is_no_run(
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="latin-1")
     assert resume(tmp_path) == 1
-    assert f"not a run folder: {tmp_path}. Its config.json cannot be read" in error_line(capsys)
+    error = error_line(capsys)
+    assert "cannot read config.json (" in error
+    assert f": {tmp_path}. Give a folder that train.py made" in error
 
 
 def test_what_a_kill_leaves_behind_is_repaired(finished: Path) -> None:
@@ -858,10 +921,33 @@ def test_amp_auto_asks_the_processor_and_times_nothing(
     assert n_forward == [8, 4, 8, 4]  # 12 photos trained, 12 evaluated
     state = load_checkpoint(tmp_path / "run" / "checkpoint-000001.pth")
     assert state["resolved"]["amp"] == expected
-    monkeypatch.setattr(precision, "has_native_bf16", lambda: not native)
+    monkeypatch.setattr(precision, "has_native_bf16", lambda: True)
     assert resume(tmp_path / "run", N_epochs=2) == 0
     state = load_checkpoint(tmp_path / "run" / "checkpoint-000002.pth")
     assert state["resolved"]["amp"] == expected
+
+
+def test_a_stored_precision_that_the_machine_lacks_is_resolved_again(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a run that --amp auto trained in fp16 on an old GPU: resume and evaluate on a CPU."""
+    assert run(split_root, tmp_path / "run", N_epochs=1, backbone="test_vit") == 0
+    path = tmp_path / "run" / "checkpoint-000001.pth"
+    state = torch.load(path, weights_only=True)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for stored in (state, config):
+        stored["resolved"]["amp"], stored["config"]["amp"] = "fp16", "auto"
+        stored["config"]["device"] = "cuda"
+    torch.save(state, path)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    warning = "fp16 of the training is not native to this cpu: "
+    load_predictor(state, device="cpu", amp=None, batch_size=None)
+    with pytest.raises(UserError, match="--amp fp16 needs CUDA"):
+        load_predictor(state, device="cpu", amp="fp16", batch_size=None)
+    capsys.readouterr()
+    assert resume(tmp_path / "run", N_epochs=2, device="cpu") == 0
+    assert warning in capsys.readouterr().err
+    assert resume(tmp_path / "run", N_epochs=3, device="cpu", amp="off") == 0
 
 
 def test_forced_bf16_without_native_support_warns_once(

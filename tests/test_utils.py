@@ -232,6 +232,12 @@ def test_progress_goes_to_stderr_and_the_log_file(
     assert line.endswith("INFO epoch 1")
 
 
+def test_log_lines_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging()
+    logging.getLogger("igae").warning("first: %s", "a\x1b[31m\nb.jpg")
+    assert capsys.readouterr().err.endswith("WARNING first: a\\x1b[31m\\nb.jpg\n")
+
+
 def test_the_log_file_of_a_former_run_is_closed(tmp_path: Path) -> None:
     setup_logging(tmp_path / "former.log")
     _, former = logging.getLogger("igae").handlers

@@ -112,8 +112,16 @@ NAME = "a photo in Hands/ or in a subfolder of it, that occurs once"
         ("c.jpg,1,Male,27", 4, "gender is 'Male', expected female or male"),
         ("c.jpg,1,male,21.5", 4, "age is '21.5', expected a whole number of years"),
         ("c.jpg,1,male,-3", 4, "age is '-3', expected a whole number of years"),
-        ("c.jpg, ,male,27", 4, "id is ' ', expected a person's id"),
-        ("c.jpg,,male,27", 4, "id is '', expected a person's id"),
+        (
+            "c.jpg, ,male,27",
+            4,
+            "id is ' ', expected a person's id as text (spreadsheets round long ids)",
+        ),
+        (
+            "c.jpg,,male,27",
+            4,
+            "id is '', expected a person's id as text (spreadsheets round long ids)",
+        ),
         ("x/y/c.jpg,1,male,27", 4, f"image_path is 'x/y/c.jpg', expected {NAME}"),
         ("x\\y\\c.jpg,1,male,27", 4, f"image_path is 'x\\\\y\\\\c.jpg', expected {NAME}"),
         ("/c.jpg,1,male,27", 4, f"image_path is '/c.jpg', expected {NAME}"),
@@ -133,6 +141,16 @@ def test_a_wrong_cell_is_named_by_its_line(tmp_path: Path, row: str, line: int, 
     path = write_csv(tmp_path, f"{HEADER}a.jpg,1,male,27\nb.jpg,1,male,27\n{row}\n")
     with pytest.raises(UserError, match=re.escape(f"{found}: {path} line {line}. Correct the")):
         read_samples(path)
+
+
+@pytest.mark.parametrize("identity", ["2.02411E+11", " 1E+05", '"2,02E+11"'])
+def test_an_id_that_a_spreadsheet_rounded_is_refused(tmp_path: Path, identity: str) -> None:
+    message = r"spreadsheets round long ids\): .* line 2"
+    with pytest.raises(UserError, match=message):
+        read_samples(write_csv(tmp_path, HEADER + f"a.jpg,{identity},male,21\n"))
+    with pytest.raises(UserError, match=message):
+        read_people(write_csv(tmp_path, f"id\n{identity}\n"))
+    assert read_samples(write_csv(tmp_path, HEADER + "a.jpg,1E5,male,21\n"))["id"][0] == "1E5"
 
 
 def test_further_wrong_cells_are_counted(tmp_path: Path) -> None:
@@ -259,7 +277,11 @@ def test_a_stray_blank_in_an_id_is_removed_and_logged(
         ("Hand_0000003.jpg", "../x.jpg", "imageName is '../x.jpg', expected a file name that occ"),
         ("Hand_0000003.jpg", "x/y.jpg", "imageName is 'x/y.jpg', expected a file name that occurs"),
         ("Hand_0000003.jpg", "", "imageName is '', expected a file name that occurs once: {} line"),
-        ('"0000000"', '" "', "id is ' ', expected a person's id: {} line 2. Correct the file"),
+        (
+            '"0000000"',
+            '" "',
+            "id is ' ', expected a person's id as text (spreadsheets round long ids): {} line 2. Correct the file",
+        ),
         ('"male"', '"female"', "two values of gender for id 0000000: {} line 2 has female, line 3"),
         (",18,", ",19,", "two values of age for id 0000000: {} line 2 has 19, line 3 has 18"),
     ],
@@ -295,7 +317,10 @@ def test_a_fourth_task_is_checked_by_its_row(
     [
         ("name,gender\n", "missing column id: "),
         ("id,gender\nanna,female\nanna ,female\n", "id is 'anna ', expected an id that occurs on"),
-        ("id,gender\n ,female\n", "id is ' ', expected an id that occurs once: "),
+        (
+            "id,gender\n ,female\n",
+            "id is ' ', expected a person's id as text (spreadsheets round long ids): ",
+        ),
         ("id,gender\nanna,f\n", "gender is 'f', expected female or male: "),
         ("id;age\nanna;old\n", "age is 'old', expected a whole number of years: "),
         ("id,name\nanna,Anna\n", "the column name is reserved: "),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 import json
+import operator
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import pytest
 import torch
 
 from engine.checkpoint import (
-    CHECKPOINT_KEYS,
+    CHECKPOINT_TYPES,
     best_checkpoint,
     describe_checkpoint,
     evaluation_dir,
@@ -29,10 +33,32 @@ from engine.checkpoint import (
 )
 from utils import UserError
 
+CONFIG = {
+    **{"protocol": "paper", "fold": None, "permute_labels": False, "backbone": "test_resnet"},
+    **{"image_size": 32, "seed": 42, "N_epochs": 5},
+}
+VALID: dict[str, Any] = {
+    "config": CONFIG,
+    "resolved": {"amp": "off", "mean": [0.5] * 3, "std": [0.5] * 3, "decode_size": 0},
+    "label_space": {"gender": ["female", "male"]},
+    "aspect": "dorsal_dr",
+    "fingerprints": {"train": "a", "val": "b"},
+    "environment": {},
+    "commit": "unknown",
+    "training": {
+        **{"people": ["1"], "counts": {"gender": [3, 4]}, "mean_ages": []},
+        "class_of_person": {},
+    },
+    "temperature": {"gender": 1.5},
+    "epoch": 1,
+    "best": {"epoch": 1, "score": 0.5},
+    **{"metrics": {}, "model": {}, "optimizer": {}, "scaler": {}},
+}
+
 
 def save(path: Path, **state: Any) -> None:
     """Save a checkpoint that has all keys."""
-    save_checkpoint(path, {**dict.fromkeys(("model", *CHECKPOINT_KEYS), {}), **state})
+    save_checkpoint(path, {**VALID, **state})
 
 
 def test_a_checkpoint_is_read_by_the_safe_default(tmp_path: Path) -> None:
@@ -43,7 +69,10 @@ def test_a_checkpoint_is_read_by_the_safe_default(tmp_path: Path) -> None:
         assert found["epoch"] == 3
         assert torch.equal(found["model"]["weight"], weights["weight"])
     assert list(tmp_path.iterdir()) == [path]
-    assert describe_checkpoint(path).keys() == {"format", *CHECKPOINT_KEYS} - {"optimizer"}
+    assert describe_checkpoint(path).keys() == {"format", *CHECKPOINT_TYPES} - {
+        "model",
+        "optimizer",
+    }
 
 
 def torch_bytes(value: Any) -> bytes:
@@ -65,14 +94,14 @@ WHOLE = torch_bytes({"format": 1, "model": {"weight": torch.zeros(1000)}})
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"image_path,id\n", "cannot read checkpoint", id="a csv"),
-        pytest.param(b"", "cannot read checkpoint", id="empty"),
+        pytest.param(b"image_path,id\n", "damaged checkpoint", id="a csv"),
+        pytest.param(b"", "damaged checkpoint", id="empty"),
         pytest.param(zip_bytes(), "cannot read checkpoint", id="a foreign zip"),
-        pytest.param(WHOLE[: len(WHOLE) // 2], "cannot read checkpoint", id="truncated"),
+        pytest.param(WHOLE[: len(WHOLE) // 2], "damaged checkpoint", id="truncated"),
         pytest.param(torch_bytes({"args": Path("x")}), "cannot read checkpoint", id="objects"),
         pytest.param(torch_bytes({"a": torch.zeros(2)}), "not an IGAE-Net checkpoint", id="bare"),
         pytest.param(torch_bytes([1, 2]), "not an IGAE-Net checkpoint", id="a list"),
-        pytest.param(WHOLE, r"incomplete checkpoint \(no config, ", id="incomplete"),
+        pytest.param(WHOLE, r"not a checkpoint of train.py \(no config", id="incomplete"),
         pytest.param(torch_bytes({"format": 99}), "checkpoint format 99, expected 1", id="format"),
     ],
 )
@@ -124,8 +153,58 @@ def test_changed_bytes_and_truncations_are_refused(tmp_path: Path, mapped: bool)
         load_checkpoint(path, mapped=mapped, advice="Move it")
     for n_bytes in (0, *range(1, len(content), 9_000)):
         path.write_bytes(content[:n_bytes])
-        with pytest.raises(UserError, match=r"cannot read checkpoint.*\. Move it$"):
+        with pytest.raises(UserError, match=r"damaged checkpoint.*\. Move it$"):
             load_checkpoint(path, mapped=mapped, advice="Move it")
+
+
+WRONG: list[Any] = [None, 5, -1, 1e308, "text", [], {}, [None], {"x": []}, True, "train"]
+
+
+def test_wrong_metadata_is_one_line(tmp_path: Path) -> None:
+    """Every value of a good checkpoint, replaced by values of other types, is refused or legal."""
+
+    def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        items = value.items() if isinstance(value, dict) else ()
+        for key, inner in items:
+            yield (*place, key)
+            yield from places(inner, (*place, key))
+
+    path = tmp_path / "checkpoint-000001.pth"
+    messages = []
+    for place in places(VALID):
+        for wrong in WRONG:
+            state = copy.deepcopy(VALID)
+            parent = functools.reduce(operator.getitem, place[:-1], state)
+            parent[place[-1]] = wrong
+            save_checkpoint(path, state)
+            try:
+                load_checkpoint(path)
+            except UserError as error:
+                messages.append(str(error))
+    assert len(messages) > 200
+    assert all(str(path) in text and "\n" not in text for text in messages)
+
+
+def test_a_file_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(UserError, match=r"damaged checkpoint \(10,000,000 bytes unpacked\)"):
+        load_checkpoint(path)
+
+
+def test_damaged_bytes_of_the_archive_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-000001.pth"
+    save(path, model={"weight": torch.ones(50)})
+    content, messages = path.read_bytes(), []
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x5A]) + content[at + 1 :])
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert all("\n" not in text for text in messages)
 
 
 def test_checkpoints_of_a_run(tmp_path: Path) -> None:
