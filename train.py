@@ -139,7 +139,9 @@ class TrainConfig:
     )
     optimizer: str = flag("adam", "optimiser", choices=("adam", "sgd"))
     lr: float = flag(8e-4, "learning rate of the heads")
-    backbone_lr_scale: float = flag(0.1, "learning rate of the backbone, relative to --lr")
+    backbone_lr_scale: float = flag(
+        0.1, "learning rate of the backbone, relative to --lr; 0 freezes it"
+    )
     weight_decay: float = flag(5e-4, "L2 penalty")
     warmup: bool = flag(
         True, "warm up, halve at epochs 25 and 40; without: a tenth after 20 and 40"
@@ -162,7 +164,7 @@ class TrainConfig:
     )
     clip_grad: float | None = flag(None, "largest norm of the gradients")
     accumulate: int = flag(
-        1, "split each batch into this many parts to save memory; the step is the same"
+        1, "split each batch into this many parts to save memory; same step if all labels are known"
     )
     grad_checkpointing: bool = flag(False, "recompute activations instead of storing them")
     sync_bn: bool = flag(False, "batch norm over the photos of all GPUs, not of each")

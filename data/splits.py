@@ -204,7 +204,10 @@ def locate(attributes_file: Path, protocol: str, fold: int = 0) -> SplitFiles:
     if attributes_file.is_dir():
         raise UserError(f"not a file: {attributes_file}. Give <root>/sub_dataset/<aspect>.csv")
     if not attributes_file.is_file():
-        raise UserError(f"not found: {attributes_file}. Run: {split_command(attributes_file)}")
+        raise UserError(
+            f"not found: {attributes_file}. Run: {split_command(attributes_file)}; or, if the data"
+            " has moved, give --attributes_file"
+        )
     folder = attributes_file.absolute().parent
     if folder.name != "sub_dataset" or attributes_file.suffix != ".csv":
         raise UserError(

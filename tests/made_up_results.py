@@ -123,9 +123,22 @@ def write_run(run_dir: Path, *, unseen: bool = False) -> Path:
         record["val_rank_1"] = 0.5 if unseen and epoch == 2 else None
         lines.append(json.dumps(record) + "\n")
     (run_dir / "metrics.jsonl").write_text("".join(lines))
-    config = {"backbone": "swin_t", "protocol": "paper", "cache_dir": NASTY}
-    keys = ("resolved", "label_space", "environment")
-    facts = {**dict.fromkeys(keys, {}), "commit": "c0ffee", "fingerprints": {"train": "0ff"}}
+    config: dict[str, Any] = {"backbone": "swin_t", "protocol": "paper", "cache_dir": NASTY}
+    facts = {
+        "resolved": {"amp": "off", "mean": [0.5] * 3, "std": [0.5] * 3, "decode_size": 0},
+        "label_space": {"gender": ["female", "male"]},
+        "environment": {},
+        "commit": "c0ffee",
+        "fingerprints": {"train": "0ff", "val": "0ff"},
+    }
+    needed: dict[str, Any] = {
+        "fold": None,
+        "permute_labels": False,
+        "image_size": 32,
+        "seed": 42,
+        "N_epochs": 3,
+    }
+    config = {**needed, **config}
     run = {"config": config, "aspect": "dorsal_dr", **facts}
     (run_dir / "config.json").write_text(json.dumps(run))
     (run_dir / "checkpoint-000002-best.pth").write_text("")

@@ -280,7 +280,7 @@ def test_a_stray_blank_in_an_id_is_removed_and_logged(
         (
             '"0000000"',
             '" "',
-            "id is ' ', expected a person's id as text (spreadsheets round long ids): {} line 2. Correct the file",
+            "(spreadsheets round long ids): {} line 2. Correct the file",
         ),
         ('"male"', '"female"', "two values of gender for id 0000000: {} line 2 has female, line 3"),
         (",18,", ",19,", "two values of age for id 0000000: {} line 2 has 19, line 3 has 18"),
