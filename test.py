@@ -469,7 +469,8 @@ def print_results(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope)
         block = metrics["tasks"][task]
         shown = [m for m in measures_for(task) if not isinstance(block.get(m.key), dict)]
         rows[task] = {m.name: m.unit.format(block.get(m.key)) for m in shown}
-    print(*headline_table(metrics["tasks"]), explain_baselines(scope.unseen), "", sep="\n")
+    print(*headline_table(metrics["tasks"]), sep="\n")
+    print(explain_baselines(scope.unseen) if "identity" in scope.tasks else "", end="\n\n")
     print(pd.DataFrame(rows).fillna("").to_string())
 
 

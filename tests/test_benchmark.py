@@ -122,7 +122,7 @@ def test_speed_up_is_paired_by_round() -> None:
         ("--seconds nan", "--seconds must be above 0"),
         ("--batch_sizes 20 0", "--batch_sizes must be above 0"),
         ("--parts train nonsense", "invalid choice: 'nonsense'"),
-        ("--num_workers -1", "--num_workers must be a number from 0"),
+        ("--num_workers -1", "--num_workers must be from 0 to 256"),
     ],
 )
 def test_refused_flags(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

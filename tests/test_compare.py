@@ -303,7 +303,7 @@ def test_a_folder_of_other_settings_or_samples_is_refused(
     assert "samples of train have changed" in last_error(capsys)
     (folder / "config.json").unlink()
     assert compare.main(flags) == 1
-    assert f"not a run folder: {folder}" in last_error(capsys)
+    assert f": {folder}. Give a folder that train.py made" in last_error(capsys)
     assert children.scripts() == []
 
 
