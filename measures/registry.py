@@ -1,10 +1,10 @@
-"""The table of measures: one row each. Whatever computes, prints, draws or compares loops over it.
+"""The table of measures, one row each; all code that computes, prints or draws them loops over it.
 
-A new measure is a row here and its function. `needs` says which evaluations have the measure, and
-what its function is given:
+To add a measure, add a row here and its function. `needs` says which evaluations have the measure,
+and what its function is given:
 
 classes        `classes.ClassPredictions` of any task
-probabilities  the same; the measure is also taken before temperature scaling
+probabilities  the same; the measure is also computed before temperature scaling
 two classes    the same, of tasks with two named classes
 people         the same, of tasks whose classes are people (identity)
 ages           the same, of tasks whose classes are age ranges
@@ -75,13 +75,13 @@ class Measure:
     """One row of `MEASURES`.
 
     key: in metrics.json, results.csv.
-    name: for a reader.
-    explanation: one or two sentences for a reader: what it is, what is good.
+    name: as printed.
+    explanation: one or two sentences: what it is, and which values are good.
     function: returns the value, or, of a headline, a `bootstrap.PeopleMeasure`.
-    needs: see above.
+    needs: see the docstring of this module.
     headline: gets differences to baselines and values by group besides its interval.
     block: key of the nested object in metrics.json that holds it; empty: none.
-    chance: of pairs: returns what guessing reaches, from the same argument; None: unknown.
+    chance: of pairs: returns the value of guessing, from the same argument; None: unknown.
     """
 
     key: str
@@ -129,8 +129,9 @@ _ROWS = (
     Measure(
         "batch_mean_balanced_accuracy",
         "mean of per-batch balanced accuracies (as published)",
-        "Balanced accuracy of every 20 consecutive photos, averaged. Higher than balanced accuracy"
-        " because few classes occur in a batch; use it only to compare with published scores.",
+        "Balanced accuracy of every 20 consecutive photos, averaged. Usually higher than balanced"
+        " accuracy because few classes occur in a batch; use it only to compare with published"
+        " scores.",
         lambda p: classes.batch_mean_balanced_accuracy(p.true, p.predicted),
     ),
     Measure(
@@ -166,14 +167,14 @@ _ROWS = (
     Measure(
         "within_one_group",
         "within one age group",
-        "Fraction of photos whose predicted age group is the true one or next to it.",
+        "Fraction of photos whose predicted age group is the true one or adjacent to it.",
         lambda p: (np.abs(p.true - p.predicted) <= 1).mean(),
         needs="ages",
     ),
     Measure(
         "mae_years",
         "mean absolute error",
-        "Mean difference between expected and true age, in years. The expected age is the mean of"
+        "Mean absolute difference between expected and true age. The expected age is the mean of"
         " the age groups' mean training ages, weighted by their probabilities.",
         lambda p: people_mean(np.abs(p.ages - p.expected_ages), p.people),
         needs="ages",
@@ -184,8 +185,8 @@ _ROWS = (
     Measure(
         "quadratic_weighted_kappa",
         "quadratic weighted kappa",
-        "Agreement of predicted and true age group beyond chance, where an error counts as the"
-        " square of its distance: 1 is perfect, 0 is chance.",
+        "Agreement of predicted and true age group beyond chance; an error is weighted by its"
+        " squared distance in groups. 1 is perfect, 0 is chance.",
         lambda p: classes.quadratic_weighted_kappa(p.true, p.predicted),
         needs="ages",
         unit=NUMBER,
@@ -193,8 +194,8 @@ _ROWS = (
     Measure(
         "brier",
         "Brier score",
-        "Half the mean squared distance between predicted probabilities and the true class: 0 is"
-        " perfect, 1 is worst.",
+        "Half the mean squared distance between predicted probabilities and the one-hot true class:"
+        " 0 is perfect, 1 is worst.",
         lambda p: classes.brier_score(p.true, p.probabilities),
         needs="probabilities",
         unit=NUMBER,
@@ -203,8 +204,8 @@ _ROWS = (
     Measure(
         "expected_calibration_error",
         "expected calibration error",
-        "Mean difference between confidence and accuracy over 15 bins of confidence: 0 % is"
-        " perfect calibration.",
+        "Mean absolute difference between confidence and accuracy in 15 confidence bins, weighted"
+        " by photos: 0 % is perfect calibration.",
         lambda p: classes.expected_calibration_error(p.true, p.probabilities),
         needs="probabilities",
         higher_is_better=False,
@@ -238,8 +239,8 @@ _ROWS = (
     Measure(
         "eer",
         "EER",
-        "Equal error rate: the error at the threshold where false match rate and false non-match"
-        " rate are equal. 50 % is chance.",
+        "Equal error rate: the error rate at the threshold where false match rate and false"
+        " non-match rate are equal. 50 % is chance.",
         lambda s: s.verification.equal_error_rate(),
         needs="pairs",
         higher_is_better=False,
@@ -391,7 +392,7 @@ _ROWS = (
     Measure(
         "cllr",
         "Cllr",
-        "Log-likelihood-ratio cost: 0 is perfect, 1 is as good as no evidence, above 1 misleads."
+        "Log-likelihood-ratio cost: 0 is perfect, 1 is the cost of no evidence, above 1 is worse."
         " A likelihood ratio is how many times more probable a similarity is for the same person"
         " than for different people.",
         lambda s: likelihood_ratio.people_cllr(s.log_ratios, *s.pairs[1:]),
@@ -403,8 +404,8 @@ _ROWS = (
     Measure(
         "cllr_min",
         "minimum Cllr",
-        "Cllr after the best calibration that keeps the order of the scores; the rest of Cllr is"
-        " lost by calibration.",
+        "Cllr after the best monotonic calibration of the same scores: the cost of imperfect"
+        " discrimination. The rest of Cllr is the cost of imperfect calibration.",
         lambda s: likelihood_ratio.cllr_min(s.log_ratios, s.pairs.genuine),
         needs="calibration",
         unit=BITS,
@@ -435,7 +436,7 @@ MEASURES: dict[str, Measure] = {row.key: row for row in _ROWS}  # in the order o
 
 
 def measures_for(task: str) -> list[Measure]:
-    """Return the rows that a task's class predictions are measured by."""
+    """Return the measures of a task's class predictions."""
     row = TASKS[task]
     applies = {
         "classes": True,
@@ -448,16 +449,16 @@ def measures_for(task: str) -> list[Measure]:
 
 
 def pair_measures() -> list[Measure]:
-    """Return the rows that similarities of pairs of photos are measured by."""
+    """Return the measures of similarities of pairs of photos."""
     return [measure for measure in MEASURES.values() if measure.needs in PAIR_NEEDS]
 
 
-# ----------------------------------------------------------------------------- beside the measures
+# ----------------------------------------------------------------------------- baselines and pairs
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a measure is compared with: `name` and one sentence for a reader."""
+    """A baseline that measures are compared with: name and one sentence, as printed."""
 
     name: str
     explanation: str
@@ -469,8 +470,8 @@ BASELINES = {
     ),
     "identity_lookup": Baseline(
         "identity lookup",
-        "Predicts the training label of the person that the identity head names: it recognises"
-        " people and reads nothing else from a photo.",
+        "Predicts the training label of the person predicted by the identity head, and uses nothing"
+        " else of the photo.",
     ),
     "nearest_neighbour": Baseline(
         "nearest neighbour",
@@ -484,7 +485,7 @@ BASELINES = {
 class PairKind:
     """Which pairs of photos are compared.
 
-    name: for a reader.
+    name: as printed.
     excluded_gap: genuine pairs at most this many frames apart are left out; 0: none.
     """
 
