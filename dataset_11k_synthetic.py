@@ -4,7 +4,7 @@
 
 writes <output>/Hands/Hand_0000002.jpg ..., <output>/HandInfo.csv and <output>/synthetic.json, which
 marks the folder as drawn by this script. A folder with any other content is refused. With
-`--contact_sheet FILE`, it also writes a PNG that shows a few people from all four sides.
+`--contact_sheet FILE`, it also writes a PNG with the four aspects of a few people.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from utils import (
 
 FIRST_NUMBER = 2  # of a photo, as in 11k Hands
 MARKER = "synthetic.json"
-DRAWING = 1  # version: increase it when the same flags draw other pictures
+DRAWING = 1  # version: increase it when the same flags produce other pictures
 DERIVED = ("sub_dataset", "trainval", "cache")  # what the other scripts add to a data set
-WORN_SHARE = 0.4  # of a wearer's photos of an aspect
+WORN_SHARE = 0.4  # of a wearer's photos of an aspect that show ring or watch
 JPEG_QUALITY = 90
 MIN_DRAWN_WIDTH = 400  # smaller photos are drawn at this width, then reduced
 MAX_SHIFT = 256  # pixels that the camera noise is shifted by between photos
@@ -63,7 +63,7 @@ class SyntheticConfig:
     identities: int = flag(40, "number of people")
     images_per_identity: int = flag(8, "photos per person and aspect")
     width: int = flag(640, "width of a photo in pixels, a multiple of 4; its height is 3/4 of it")
-    processes: int = flag(usable_cpus(), "number of processes; does not change the files")
+    processes: int = flag(usable_cpus(), "number of processes; the files do not depend on it")
     seed: int = flag(0, "random seed")
     output: Path = flag(Path("demo/11k"), "folder to write", metavar="DIR")
     overwrite: bool = flag(False, "replace a synthetic data set, and delete its splits and cache")
@@ -87,7 +87,7 @@ class SyntheticConfig:
 
     @property
     def drawing(self) -> dict[str, int]:
-        """What the files depend on."""
+        """The drawing's version and the flags that the files depend on."""
         names = ("identities", "images_per_identity", "width", "seed")
         return {"drawing": DRAWING, **{name: getattr(self, name) for name in names}}
 
@@ -122,7 +122,7 @@ def photo_name(number: int) -> str:
 
 
 def hand_info_text(config: SyntheticConfig) -> str:
-    """Return the text of HandInfo.csv: quotes, line ends and the dirty id as published."""
+    """Return the text of HandInfo.csv; quotes, line ends and trailing blank as published."""
     lines = [",".join(HAND_INFO_COLUMNS)]
     for person, aspect, first, worn_from in plan_sessions(config):
         polish = int(person.polish and aspect.startswith("dorsal"))

@@ -1,11 +1,12 @@
-"""Write the page of an evaluation or of a training from the files in its folder: no model, no data.
+"""Write the report of an evaluation or of a training run, from the files in its folder alone.
 
     python report.py --results checkpoints/<run>/checkpoint-000030-best-dorsal_dr-val
     python report.py --run_dir checkpoints/<run>
 
 writes report.html, confusion_<task>.png and sample_grid.png into the evaluation's folder, or
-training.html into the run's. A page is one file that opens offline. Small photos are embedded from
-the folder that metrics.json names, or from --photos; --no_photos leaves these biometric data out.
+training.html into the run's. A report is a single file that opens offline. Small photos are
+embedded from the folder that metrics.json names, or from --photos; --no_photos leaves these
+biometric data out.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from utils import flag, one_line_errors, parse_config
 class ReportConfig:
     """Flags of report.py."""
 
-    results: Path | None = flag(None, "folder that test.py wrote: report.html", metavar="DIR")
-    run_dir: Path | None = flag(None, "folder that train.py wrote: training.html", metavar="DIR")
+    results: Path | None = flag(
+        None, "write the report.html of this folder of test.py", metavar="DIR"
+    )
+    run_dir: Path | None = flag(
+        None, "write the training.html of this folder of train.py", metavar="DIR"
+    )
     photos: Path | None = flag(
         None, "of --results: folder of the photos (default: as metrics.json says)", metavar="DIR"
     )
-    no_photos: bool = flag(False, "of --results: show no photo, as they are biometric data")
+    no_photos: bool = flag(False, "of --results: leave out photos, which are biometric data")
 
     def __post_init__(self) -> None:
-        """Refuse none or both pages, and flags that would have no effect."""
+        """Refuse none or both of the folders, and flags that would have no effect."""
         if (self.results is None) == (self.run_dir is None):
             raise ValueError("give one of --results and --run_dir")
         if self.results is None and (self.photos is not None or self.no_photos):

@@ -1,7 +1,7 @@
 """Averages over folds and seeds, and paired differences of averages: arrays in, numbers out.
 
-Scores of different models are never pooled: a measure is taken of each run by itself, then averaged
-over the seeds of a fold, then over folds. People are drawn over all folds at once.
+Scores of different models are never pooled: a measure is computed for each run, averaged over the
+seeds of a fold, then over folds. The bootstrap draws from the people of all folds together.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ScoredRun:
 
     fold: None if the protocol has no folds.
     people: (N,) the person on each photo.
-    frame_numbers: (N,) float, NaN where unknown; with `people`, what tells photos apart.
+    frame_numbers: (N,) float, NaN where unknown; with `people`, it identifies a photo.
     measures: headline measures as functions of people's weights, in the order of tables.
     baselines: measure -> baseline -> its value.
     """
@@ -77,8 +77,8 @@ def mean_over_folds(
     return mean([mean(values) for values in by_fold.values()])
 
 
-def remember_draws(measure: PeopleMeasure) -> PeopleMeasure:
-    """Return the measure with its values cached: every difference uses the draws of the interval.
+def cache_draws(measure: PeopleMeasure) -> PeopleMeasure:
+    """Return the measure with cached values: interval and differences use the same draws.
 
     2,000 draws of an equal error rate take seconds.
     """
@@ -96,7 +96,7 @@ def remember_draws(measure: PeopleMeasure) -> PeopleMeasure:
 @functools.cache
 def average(runs: tuple[ScoredRun, ...], key: MeasureKey) -> PeopleMeasure:
     """Return a measure's mean over folds and seeds as a function of people's weights."""
-    return remember_draws(mean_over_folds(runs, lambda run: run.measures[key], people_average))
+    return cache_draws(mean_over_folds(runs, lambda run: run.measures[key], people_average))
 
 
 @functools.cache
@@ -106,7 +106,7 @@ def average_interval(runs: tuple[ScoredRun, ...], key: MeasureKey) -> Interval:
 
 
 def average_baselines(runs: Sequence[ScoredRun], key: MeasureKey) -> dict[str, float]:
-    """Return the baselines that all runs have of a measure, averaged like the measure."""
+    """Return a measure's baselines that all runs have, averaged like the measure."""
     known = [run.baselines.get(key, {}) for run in runs]
 
     def mean_of(baseline: str) -> float:
@@ -136,7 +136,7 @@ def same_photos(first: Sequence[ScoredRun], second: Sequence[ScoredRun]) -> bool
 def paired_differences(
     first: tuple[ScoredRun, ...], second: tuple[ScoredRun, ...]
 ) -> dict[MeasureKey, Difference]:
-    """Return first minus second of every measure that both have, people drawn together.
+    """Return first minus second of every measure that both have, paired over people.
 
     Args:
         first: runs to average.

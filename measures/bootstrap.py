@@ -20,7 +20,7 @@ N_DRAWS = 2000  # of the bootstrap: 50 of them lie beyond each end of the interv
 
 CONFIDENCE = 0.95
 
-FEW_PEOPLE = 10  # fewer than this are marked as too few, and no gap between groups is reported
+FEW_PEOPLE = 10  # fewer people are marked as too few, and not compared with other groups
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def people_balanced_accuracy(
         true: (N,) class indices.
         predicted: (N,) class indices.
         people: (N,) person on the photo.
-        classes_are_people: a person who is drawn twice then counts as two classes; counted as
-            one, the interval would be a quarter too narrow.
+        classes_are_people: a person who is drawn twice then counts as two classes; as one class,
+            the interval would be a quarter too narrow.
     """
     names, person = np.unique(people, return_inverse=True)
     present, label = np.unique(true, return_inverse=True)
@@ -101,7 +101,7 @@ def people_mean(values: np.ndarray, people: np.ndarray) -> PeopleMeasure:
 
 
 def people_roc_auc(true: np.ndarray, scores: np.ndarray, people: np.ndarray) -> PeopleMeasure:
-    """Return the area under the ROC curve; a pair of photos weighs as both their people.
+    """Return the area under the ROC curve; a pair's weight is the product of its people's.
 
     Args:
         true: (N,) 0 or 1.
@@ -162,8 +162,8 @@ class Interval(NamedTuple):
     undefined_draws: int
 
 
-@functools.lru_cache(maxsize=4)  # one evaluation has the same people again and again
-def draw_people(n_people: int, n_draws: int, seed: int) -> np.ndarray:
+@functools.lru_cache(maxsize=4)  # an evaluation draws the same people repeatedly
+def draw_weights(n_people: int, n_draws: int, seed: int) -> np.ndarray:
     """Return how often each person is drawn, (n_draws, n_people) float64, rows summing to n_people.
 
     Source: Efron 1979, bootstrap with replacement.
@@ -206,7 +206,7 @@ def describe_draws(
 
 def bootstrap(measure: PeopleMeasure, *, seed: int, n_draws: int = N_DRAWS) -> Interval:
     """Return the measure with its percentile interval over draws of people with replacement."""
-    weights = draw_people(len(measure.people), n_draws, seed)
+    weights = draw_weights(len(measure.people), n_draws, seed)
     return describe_draws(measure, measure.people, weights, measure.of_weights(weights))
 
 
@@ -235,7 +235,7 @@ def paired_difference(
     if not np.array_equal(people, second.people):
         n_other = len(np.setxor1d(people, second.people))
         raise ValueError(f"a paired difference needs the same people; {n_other} are in one only")
-    weights = draw_people(len(people), n_draws, seed)
+    weights = draw_weights(len(people), n_draws, seed)
     low, high = percentile_interval(
         first.of_weights(weights) - second.of_weights(weights), len(people)
     )
@@ -280,7 +280,7 @@ def by_group(
         n_draws: of the bootstrap.
     """
     everyone = np.unique(people)
-    weights = draw_people(len(everyone), n_draws, seed)
+    weights = draw_weights(len(everyone), n_draws, seed)
     draws = {group: measure.at(everyone, weights) for group, measure in measures.items()}
     intervals = {
         group: describe_draws(measure, everyone, weights, draws[group])

@@ -1,6 +1,6 @@
 """Measures of predicted classes and probabilities: arrays in, numbers out.
 
-Rates are fractions in [0, 1]; NaN: there was nothing to measure.
+Rates are fractions in [0, 1]; NaN: nothing to measure.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def quadratic_weighted_kappa(true: np.ndarray, predicted: np.ndarray) -> float:
     """
     if len(np.unique([true, predicted])) < 2:
         return np.nan
-    groups = np.arange(max(true.max(), predicted.max()) + 1)  # empty classes count as distance
+    groups = np.arange(
+        max(true.max(), predicted.max()) + 1
+    )  # an empty class between two others counts as distance
     return float(cohen_kappa_score(true, predicted, labels=groups, weights="quadratic"))
 
 
@@ -211,10 +213,10 @@ def log_loss(true: np.ndarray, probabilities: np.ndarray) -> float:
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """Return the temperature within `TEMPERATURE_RANGE` that minimises the log loss.
 
-    It is 1 where none is better than 1, and NaN without a photo.
+    1 if no temperature is better than 1; NaN without photos.
 
     Args:
-        logits: (N, C) of photos that no score is reported on.
+        logits: (N, C); scores of the same photos are optimistic.
         true: (N,) class indices.
 
     Source: Guo et al. 2017, arXiv 1706.04599, section 4.2.
@@ -223,7 +225,7 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
         return np.nan
 
     def loss(log_temperature: float) -> float:
-        # not by log_loss(): its lower bound of probabilities would hide large errors
+        # not log_loss(): its lower bound on probabilities would hide large errors
         scaled = logits.astype(np.float64) / np.exp(log_temperature)
         log_probabilities = scipy.special.log_softmax(scaled, axis=1)
         return -np.take_along_axis(log_probabilities, true[:, None], axis=1).mean()

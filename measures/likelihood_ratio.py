@@ -1,4 +1,4 @@
-"""Likelihood ratios of comparison scores: calibration, their cost in bits, Tippett plot."""
+"""Likelihood ratios of comparison scores: calibration, cost (Cllr), Tippett plot."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from measures.classes import ratio
 
 @dataclass(frozen=True)
 class ScoreCalibration:
-    """A line from a score to the natural logarithm of its likelihood ratio."""
+    """A linear map from a score to the natural logarithm of its likelihood ratio."""
 
     slope: float
     intercept: float
 
     def log_likelihood_ratio(self, scores: np.ndarray) -> np.ndarray:
-        """Return ln(LR), same person against different people, in the shape of `scores`."""
+        """Return ln(LR) of same person versus different people, in the shape of `scores`."""
         return self.slope * scores + self.intercept
 
 
 def fit_calibration(scores: np.ndarray, genuine: np.ndarray) -> ScoreCalibration | None:
-    """Return the calibration by logistic regression; None if all scores or kinds are equal.
+    """Return the calibration by logistic regression; None if all scores or labels are equal.
 
     Genuine and impostor pairs have equal total weight: prior odds of 1 make the posterior odds the
     likelihood ratio. An L2 penalty (C = 1, scores scaled to a standard deviation of 1) keeps the
-    ratio finite where the scores separate without an error.
+    ratio finite where the scores separate the kinds perfectly.
 
     Args:
         scores: (M,) of pairs of people who are in no pair that is evaluated.
@@ -71,8 +71,8 @@ def people_cllr(
     costs = np.logaddexp(0, np.where(genuine, -log_ratios, log_ratios)) / np.log(2)
     sum_and_count = (costs, np.ones(len(costs)))
     same = [np.bincount(one[genuine], v[genuine], minlength=n_people) for v in sum_and_count]
-    couples = (one[~genuine], other[~genuine])
-    different = [csr_array((v[~genuine], couples), shape=(n_people,) * 2) for v in sum_and_count]
+    cells = (one[~genuine], other[~genuine])
+    different = [csr_array((v[~genuine], cells), shape=(n_people,) * 2) for v in sum_and_count]
 
     def of_weights(weights: np.ndarray) -> np.ndarray:
         columns = weights.T  # (P, B)
@@ -84,7 +84,7 @@ def people_cllr(
 
 
 def cllr_min(scores: np.ndarray, genuine: np.ndarray) -> float:
-    """Return Cllr in bits after the best monotone calibration on these very pairs (PAV).
+    """Return Cllr in bits after the best monotonic calibration on the same pairs (PAV).
 
     It measures discrimination alone; Cllr minus it is the loss by calibration. NaN without a
     genuine or an impostor pair.

@@ -35,11 +35,11 @@ NO_BASELINE = ("probabilities", "people")  # a baseline predicts one class, with
 
 CERTAIN = 1000.0  # logit of the class that a baseline predicts; its probability is 1
 
-MAX_COMPARED_PHOTOS = 6000  # all their pairs take about 2 GB
+MAX_COMPARED_PHOTOS = 6000  # their pairs take about 2 GB of memory
 
 Arrays = Mapping[str, np.ndarray]
 Scores = ClassPredictions | PairScores
-Results = dict[str, Any]  # key of MEASURES -> number or PeopleMeasure
+Measured = dict[str, Any]  # key of MEASURES -> number or PeopleMeasure
 
 
 def compute_metrics(
@@ -89,16 +89,16 @@ def headline_measures(
     }
 
 
-# ----------------------------------------------------------------------------- rows to values
+# ----------------------------------------------------------------------------- measures to values
 
 
-def apply_measures(measures: Sequence[Measure], scores: Scores) -> Results:
-    """Return what each row's function returns; without a photo NaN, except for headlines.
+def apply_measures(measures: Sequence[Measure], scores: Scores) -> Measured:
+    """Return the result of each measure; without photos NaN, except for headlines.
 
     Raises:
         TypeError: the function of a headline returns a plain number.
     """
-    results: Results = {}
+    results: Measured = {}
     for measure in measures:
         empty = not len(scores.people) and not measure.headline
         result = np.nan if empty else measure.function(scores)
@@ -109,11 +109,11 @@ def apply_measures(measures: Sequence[Measure], scores: Scores) -> Results:
 
 
 def to_value(result: float | PeopleMeasure) -> float:
-    """Return the number that a row's function stands for."""
+    """Return a measure's result as a number."""
     return result.value if isinstance(result, PeopleMeasure) else result
 
 
-def to_block(results: Results) -> dict[str, Any]:
+def to_block(results: Measured) -> dict[str, Any]:
     """Return values and intervals as metrics.json nests them."""
     part: dict[str, Any] = {}
     for key, result in results.items():
@@ -135,7 +135,7 @@ def compute_groups(
     A measure without a value in any group is left out, such as ROC AUC of gender by gender.
 
     Args:
-        measures: rows that apply.
+        measures: the ones that apply.
         scores: of (n,) photos.
         groups: grouping -> (n,) group of each photo.
     """
@@ -296,21 +296,21 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
 
 
 def pair_kinds(arrays: Arrays) -> Iterator[tuple[str, PairScores]]:
-    """Yield each of `PAIR_KINDS` with its scores; a frame gap needs every frame number."""
+    """Yield each of `PAIR_KINDS` with its scores; excluding a gap needs all frame numbers."""
     for kind, row in PAIR_KINDS.items():
         if not row.excluded_gap or not np.isnan(arrays["frame_number"]).any():
             yield kind, pair_scores(arrays, row.excluded_gap)
 
 
 def available_measures(scores: PairScores) -> list[Measure]:
-    """Return the rows that these scores can be measured by."""
+    """Return the measures that can be computed from these scores."""
     return [measure for measure in pair_measures() if measure.needs in scores.available]
 
 
 def compute_pairs(arrays: Arrays) -> dict[str, Any]:
-    """Return the part of metrics.json that is measured on pairs of photos.
+    """Return the measures of pairs of photos, as in metrics.json.
 
-    A kind of pairs that cannot be told apart, and a block that cannot be measured, is None.
+    A kind of pairs without frame numbers, or a block that cannot be computed, is None.
     """
     metrics: dict[str, Any] = dict.fromkeys(PAIR_KINDS)
     for kind, scores in pair_kinds(arrays):

@@ -2,7 +2,7 @@
 
 Scores are cosine similarities. Terms as in ISO/IEC 19795-1: a query's mates are the gallery's
 photos of the same person; a pair of photos of one person is genuine, of two people impostor. Ties
-count against the system. NaN: there was nothing to measure. Pairs with a similarity of -inf are
+count against the system. NaN: nothing to measure. Pairs with a similarity of -inf are
 excluded from every measure.
 """
 
@@ -21,7 +21,7 @@ from measures.likelihood_ratio import ScoreCalibration, fit_calibration
 
 BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from one video
 
-OPEN_SET_SEED = 0  # of who is enrolled
+OPEN_SET_SEED = 0  # of the choice of the people enrolled
 
 DRAWS_PER_CHUNK = 100  # of the bootstrap; limits memory to tens of MB for 1,000 photos
 
@@ -95,7 +95,7 @@ def gallery_ranks(similarity: np.ndarray, people: np.ndarray, galleries: np.ndar
 
 
 class Retrieval(NamedTuple):
-    """What each query finds among all other photos, (N,) float64; NaN: it has no mate.
+    """Scores of each query among all other photos, (N,) float64; NaN: it has no mate.
 
     average_precision: mean precision at the ranks of its mates; averaged: mAP.
     inverse_penalty: number of mates / rank of the last mate; averaged: mINP.
@@ -106,7 +106,7 @@ class Retrieval(NamedTuple):
 
 
 def retrieve(similarity: np.ndarray, people: np.ndarray) -> Retrieval:
-    """Return how each photo ranks all others.
+    """Return the retrieval scores of each photo as a query among all others.
 
     Args:
         similarity: (N, N).
@@ -213,18 +213,17 @@ class Verification:
             pairs.people, return_inverse=True, return_counts=True
         )
         self.photos = photos[:, None]
-        couple = np.sort([person[pairs.first], person[pairs.second]], axis=0)
-        genuine = couple[0] == couple[1]
+        one, other = np.sort([person[pairs.first], person[pairs.second]], axis=0)
+        genuine = one == other
         self.scores = np.unique(pairs.score[genuine])
         # bin 2k lies between genuine scores k - 1 and k, bin 2k + 1 is score k itself
         bins = np.searchsorted(self.scores, pairs.score, side="left")
         bins += np.searchsorted(self.scores, pairs.score, side="right")
         n_bins, n_people = 2 * len(self.scores) + 1, len(self.people)
-        code = couple[0] * n_people + couple[1]
-        couples, column = np.unique(code[~genuine], return_inverse=True)
-        self._one, self._other = couples // max(n_people, 1), couples % max(n_people, 1)
-        self._impostor = _counts(bins[~genuine], column, (n_bins, len(couples)))
-        self._genuine = _counts(bins[genuine], couple[0][genuine], (n_bins, n_people))
+        codes, column = np.unique((one * n_people + other)[~genuine], return_inverse=True)
+        self._one, self._other = codes // max(n_people, 1), codes % max(n_people, 1)
+        self._impostor = _counts(bins[~genuine], column, (n_bins, len(codes)))
+        self._genuine = _counts(bins[genuine], one[genuine], (n_bins, n_people))
 
     def rates(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return FMR and FNMR at the corners, (K, B) each, for weights of the people, (B, P)."""
@@ -259,7 +258,7 @@ def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> cs
 
 
 def _below(counts: np.ndarray) -> np.ndarray:
-    """Return, (K + 1, B), the sum of the rows before each of K rows and, last, of all."""
+    """Return sums, (K + 1, B): of the rows before each of K rows, and last of all rows."""
     return np.concatenate([np.zeros((1, counts.shape[1])), np.cumsum(counts, axis=0)])
 
 
@@ -283,15 +282,15 @@ def fnmr_at_fmr(rates: ErrorRates, fmr: float) -> float:
     return float(rates.fnmr[np.argmax(rates.fmr <= fmr)])
 
 
-# ----------------------------------------------------------------------------- all of it
+# ----------------------------------------------------------------------------- scores of pairs
 
 
 @dataclass(frozen=True)
 class PairScores:
     """Similarities of all pairs of photos, and which photos are measured.
 
-    Of one group's photos (`of`), verification compares them with each other; searches have them
-    as queries, among all photos.
+    For one group (`of`), verification compares the group's photos with each other; searches use
+    them as queries among all photos.
 
     similarity: (N, N) of all photos.
     all_people: (N,) person on the photo.
@@ -321,7 +320,7 @@ class PairScores:
 
     @cached_property
     def available(self) -> tuple[str, ...]:
-        """The `needs` of measures that can be taken."""
+        """The `needs` of measures that can be computed."""
         exists = {
             "pairs": True,
             "galleries": len(self.galleries) > 0,

@@ -1,4 +1,4 @@
-"""The pages of an evaluation and of a training, from the files in their folders: no model.
+"""The reports of an evaluation and of a training run, from the files in their folders.
 
 Python prepares tables, charts and sentences; the templates beside this file lay them out.
 """
@@ -31,11 +31,11 @@ from utils import UserError, write_text
 
 METRICS_KEYS = ("protocol", "aspect", "split", "backbone", "n_images", "tasks")
 
-PHOTO_SIZE, JPEG_QUALITY = 160, 70  # pixels of the longer side on the page; of JPEG
+PHOTO_SIZE, JPEG_QUALITY = 160, 70  # pixels of a photo's longer side in the report
 
 GRID_PHOTO_SIZE = 400  # pixels in sample_grid.png
 
-N_PEOPLE = 10  # with the most errors; all are in a table to open
+N_PEOPLE = 10  # with the most errors; a folded table shows everybody
 
 NO_PHOTOS = "hand photos are biometric data and were left out"
 
@@ -140,7 +140,7 @@ def best_epoch(run_dir: Path) -> int | None:
 
 @cache
 def templates() -> Environment:
-    """Return the templates; what they print is escaped."""
+    """Return the templates; all values are HTML-escaped."""
     folder = Path(__file__).parent / "templates"
     return Environment(
         loader=FileSystemLoader(folder),
@@ -163,7 +163,7 @@ def baseline_table(lines: Sequence[wording.Headline]) -> Table:
         best = line.differences.get(line.best_baseline, (None, None))
         values = [line.text, *(unit.format(line.baselines.get(key)) for key in used)]
         rows.append([line.name, *values, unit.format_interval(*best)])
-    header = ["", "model", *map(name_of, used), "difference to the best baseline, 95 % interval"]
+    header = ["", "model", *map(name_of, used), "difference from the best baseline, 95 % interval"]
     return Table("Results and baselines", header, rows)
 
 
@@ -199,13 +199,13 @@ def people_tables(results: Results) -> tuple[Table, Table]:
     wrong = [rows[who] for who in order if (shares.loc[who] < 1).any()]
     header = ["person", "photos", *map(name_of, results.tasks)]
     return (
-        Table("Share of photos correct, people with the most errors", header, wrong[:N_PEOPLE]),
-        Table("Share of photos correct, everybody", header, list(rows.values())),
+        Table("People with the most errors: share of photos correct", header, wrong[:N_PEOPLE]),
+        Table("Everybody: share of photos correct", header, list(rows.values())),
     )
 
 
 def fact_table(caption: str, facts: Mapping[str, Any] | None) -> Table | None:
-    """Return a table of names and values; None without one."""
+    """Return a table of names and values; None if there are none."""
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
         for key, value in (facts or {}).items()
@@ -220,8 +220,8 @@ def run_tables(run: Mapping[str, Any]) -> list[Table]:
         fact_table("Training", facts),
         fact_table("Flags of train.py", run.get("config")),
         fact_table("Resolved settings", run.get("resolved")),
-        fact_table("Versions and machine of the training", run.get("environment")),
-        fact_table("SHA-256 of the split files", run.get("fingerprints")),
+        fact_table("Environment of the training", run.get("environment")),
+        fact_table("SHA-256 of the names and labels in each split", run.get("fingerprints")),
     ]
     return [table for table in found if table is not None]
 
@@ -258,8 +258,8 @@ class Prediction(NamedTuple):
     @property
     def text(self) -> str:
         """Task, predicted class and probability, and after an error the true class."""
-        said = f"{self.task}: {self.predicted} ({self.probability})"
-        return said if self.correct else f"{said}, true: {self.true}"
+        text = f"{self.task}: {self.predicted} ({self.probability})"
+        return text if self.correct else f"{text}, true: {self.true}"
 
 
 def predictions_of(results: Results, photo: int) -> list[Prediction]:
@@ -279,7 +279,7 @@ def predictions_of(results: Results, photo: int) -> list[Prediction]:
 
 
 class Photo(NamedTuple):
-    """A photo of the page: file name, small picture, predictions."""
+    """A photo of the report: file name, picture, predictions."""
 
     name: str
     picture: Image.Image
@@ -300,8 +300,8 @@ class Photo(NamedTuple):
     @property
     def alt(self) -> str:
         """File name and predictions."""
-        said = [f"{p.text}, {'correct' if p.correct else 'wrong'}" for p in self.predictions]
-        return f"Hand photo {self.name}: {'; '.join(said)}"
+        texts = [f"{p.text}, {'correct' if p.correct else 'wrong'}" for p in self.predictions]
+        return f"Hand photo {self.name}: {'; '.join(texts)}"
 
     @property
     def panel(self) -> PhotoPanel:
@@ -376,7 +376,7 @@ def report_charts(results: Results) -> dict[str, list[Chart]]:
 
 
 def training_context(run_dir: Path) -> list[Chart]:
-    """Return the curves of a run; none if the folder holds no epochs."""
+    """Return the training curves of a run; none without a finished epoch."""
     epochs = read_epochs(run_dir)
     return charts.training_charts(epochs, best_epoch(run_dir)) if epochs else []
 
@@ -402,8 +402,8 @@ def report_context(
         "explain_baselines": wording.explain_baselines(wording.is_unseen(metrics)),
         "baselines": baseline_table(lines) if lines else None,
         "leakage": Table(
-            "Leakage: share of these photos with ...",
-            ["", "share"],
+            "Leakage: evaluated photos that are close to training photos",
+            ["in train", "share of photos"],
             wording.leakage_rows(leakage),
         )
         if leakage
@@ -431,7 +431,7 @@ def reproducibility_context(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "command": metrics.get("command"),
         "evaluation": fact_table("Evaluation", facts),
-        "environment": fact_table("Versions and machine of the evaluation", environment),
+        "environment": fact_table("Environment of the evaluation", environment),
         "run": run_tables(metrics.get("training") or {}),
     }
 
@@ -442,7 +442,7 @@ def write_report(folder: Path, *, photos: Path | None, why_none: str = "") -> Pa
     Args:
         folder: with metrics.json, predictions.csv and predictions.npz.
         photos: folder of the photos that predictions.csv names; None: show no photo.
-        why_none: what the report then says; default: `NO_PHOTOS`.
+        why_none: the reason that the report then gives; default: `NO_PHOTOS`.
 
     Returns:
         The path of report.html.

@@ -1,7 +1,7 @@
 """Every chart of a report: the picture, how to read it, an alternative text, and its numbers.
 
-Functions of the arrays of predictions.npz and of blocks of metrics.json. They return None, or
-leave out, what was not measured.
+The functions take arrays of predictions.npz and blocks of metrics.json. A chart without values is
+None, or left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pages.figures import (
     draw_det,
     draw_intervals,
     draw_lines,
-    draw_people,
+    draw_people_bars,
     draw_reliability,
     encode_png,
     encode_svg,
@@ -147,8 +147,8 @@ def confusion_chart(predictions: pd.DataFrame, task: str, names: Sequence[str]) 
     counts = count_confusions(true, predicted, shown)
     cells = len(shown) <= CELL_CLASSES
     reading = "Rows: true class. Columns: predicted class. " + (
-        "Each cell shows the number of photos and its share of the true class. The diagonal is"
-        " correct."
+        "Each cell shows the number of photos and its share of the true class. Correct predictions"
+        " are on the diagonal."
         if cells
         else "Dots on the diagonal are correct, crosses are confusions; larger means more photos."
     )
@@ -184,7 +184,11 @@ def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Table | None:
     cells = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
     rows = [[names[i], names[j], str(counts[i, j]), str(counts[i].sum())] for i, j in cells]
     caption = f"Most frequent confusions (at most {MOST_CONFUSED})"
-    return Table(caption, ["true", "predicted", "photos", "of"], rows) if rows else None
+    return (
+        Table(caption, ["true", "predicted", "photos", "photos of the true class"], rows)
+        if rows
+        else None
+    )
 
 
 def reliability_chart(task: str, predicted: ClassPredictions, block: Mapping[str, Any]) -> Chart:
@@ -225,7 +229,7 @@ def reliability_chart(task: str, predicted: ClassPredictions, block: Mapping[str
 
 
 def age_chart(predicted: ClassPredictions, names: Sequence[str]) -> Chart | None:
-    """Return expected over true age; None if ages are unknown.
+    """Return expected against true age; None if ages are unknown.
 
     Args:
         predicted: of a task whose classes are age ranges.
@@ -242,7 +246,7 @@ def age_chart(predicted: ClassPredictions, names: Sequence[str]) -> Chart | None
     return Chart(
         "",
         draw_ages(ages, expected, people),
-        f"Scatter plot of expected over true age of {len(ages)} photos; mean absolute error"
+        f"Scatter plot of expected against true age of {len(ages)} photos; mean absolute error"
         f" {YEARS.format(found['error'].mean())}.",
         "On the grey line the expected age is the true age. Expected ages lie between the mean"
         " training ages of the youngest and the oldest age group, so the age of the oldest people"
@@ -258,7 +262,7 @@ def age_chart(predicted: ClassPredictions, names: Sequence[str]) -> Chart | None
 def rank_curve(predicted: ClassPredictions) -> Chart:
     """Return the CMC of a task whose classes are people, over the people seen in training."""
     ranks = true_ranks(predicted.logits, predicted.true).astype(np.float64)
-    among = "the people seen in training, by predicted probability"
+    among = "people seen in training, ranked by predicted probability"
     n_people = predicted.logits.shape[1]
     return cmc_chart("Classification", [("identity head", ranks)], n_people, among)
 
@@ -277,7 +281,7 @@ def pair_charts(arrays: Arrays) -> dict[str, Chart | None]:
             n_people = scores.galleries.shape[1]
         if "calibration" in scores.available:
             ratios.append((name, scores.log_ratios, scores.pairs.genuine))
-    gallery = "a gallery of one photo per person, by similarity"
+    gallery = "the photos of a gallery with one photo per person, ranked by similarity"
     return {
         "cmc": cmc_chart("", ranks, n_people, gallery) if ranks else None,
         "det": det_chart(rates),
@@ -316,8 +320,8 @@ def cmc_chart(
         title,
         figure,
         f"CMC curve. {'; '.join(ends)}.",
-        f"Fraction of photos whose person is among the first k of {among}. The vertical axis may"
-        " not start at 0.",
+        f"Fraction of photos whose person is at this rank or a better one among {among}. The"
+        " vertical axis may not start at 0.",
         Table("Identification rate by rank", ["rank", *map(str, shown)], rows),
     )
 
@@ -444,11 +448,11 @@ def people_chart(shares: pd.DataFrame) -> Chart:
     ends = [f"{task}: {count} of {len(shares)}" for task, count in counts.loc["all"].items()]
     return Chart(
         "",
-        draw_people(counts),
+        draw_people_bars(counts),
         "Bar chart of people by the share of their photos predicted correctly. All photos correct:"
         f" {'; '.join(ends)}.",
         "Number of people with none, some or all of their photos predicted correctly. Errors on a"
-        " few people only have another cause than errors spread over everybody.",
+        " few people may have other causes than errors spread over everybody.",
     )
 
 
@@ -484,8 +488,8 @@ class EpochChart(NamedTuple):
 
 
 def _loss_curves(tasks: Sequence[str], *, unseen: bool) -> list[EpochChart]:
-    """Return the charts of losses; those of unseen people are not drawn beside those of train."""
-    rising = "Validation loss that rises while training loss falls shows overfitting."
+    """Return the charts of losses; losses of unseen people get a chart of their own."""
+    rising = "Validation loss that rises while training loss falls indicates overfitting."
     both = f"Weighted sum over tasks. {rising} Only training photos are augmented."
     closed = " and ".join(name_of(task) for task in tasks if TASKS[task].classes is not None)
     apart = (
@@ -513,8 +517,8 @@ def _score_curves(tasks: Sequence[str], matched: Sequence[Measure]) -> list[Epoc
         if not (matched and TASKS[task].classes is None):
             keys["val, balanced accuracy"] = f"val_balanced_accuracy_{task}"
             reading = (
-                "A training score far above the validation score shows overfitting. The measures"
-                " differ if classes are unbalanced."
+                "A training score far above the validation score indicates overfitting. Accuracy"
+                " and balanced accuracy differ if classes are unbalanced."
             )
         charts.append(EpochChart(capitalize(name_of(task)), keys, reading, SCORE))
     for m in matched:

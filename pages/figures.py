@@ -1,7 +1,7 @@
 """Every picture of a report, drawn from arrays: one function for each kind.
 
-`draw_*` return a figure that stays legible on a telephone; reports embed it and `save_figure`
-writes it as a file. Colour never carries meaning alone: lines differ in dashes, points in shape.
+`draw_*` return a figure that is legible on a phone; reports embed it and `save_figure` writes it to
+a file. Colour is never the only distinction: lines also differ in dashes, points in shape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 4.8  # inches: 460 CSS pixels, or 360 on a telephone
+WIDTH = 4.8  # inches: 460 CSS pixels, or 360 on a phone
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"  # Okabe and Ito; Tol
 
@@ -41,7 +41,7 @@ CELL_CLASSES = 8  # up to here a cell of a confusion matrix has room for its cou
 
 NAMED_CLASSES = 30  # up to here the axes have room for the names
 
-MAX_TEXT = 200  # characters that are measured at all
+MAX_TEXT = 200  # characters; longer text is cut before its width is measured
 
 PHOTO_COLUMNS, PHOTO_INCHES, CAPTION_SIZE = 6, 1.9, 7.5
 
@@ -51,7 +51,7 @@ DET_TICKS = (0.001, 0.01, 0.05, 0.2, 0.4)
 
 
 class Curve(NamedTuple):
-    """A line of a chart: its name, (K,) places and (K,) heights; NaN leaves a gap."""
+    """A line of a chart: its name, (K,) x and (K,) y; points with a NaN y are left out."""
 
     name: str
     x: np.ndarray
@@ -59,9 +59,9 @@ class Curve(NamedTuple):
 
 
 class IntervalRow(NamedTuple):
-    """A line of an interval chart: a dot, the ends of its interval, baselines by name.
+    """A row of an interval chart: a dot, the ends of its interval, baselines by name.
 
-    few_people: drawn hollow. heading: of the lines below it, without a value.
+    few_people: the dot is hollow. heading: a heading of the rows below it, without a value.
     """
 
     name: str
@@ -94,7 +94,7 @@ def escape_glyphs(text: str) -> str:
 
 
 def fit_text(text: str, inches: float, size: float, weight: str = "normal") -> str:
-    """Return text as a figure can show it within a width: escaped, cut with an ellipsis.
+    """Return text that fits a width: escaped, and if necessary cut with an ellipsis.
 
     Args:
         text: of a user, such as an id or a file name.
@@ -181,7 +181,7 @@ def draw_lines(
     vertical: Mapping[str, float] | None = None,
     **limits: Any,
 ) -> Figure:
-    """Draw curves over one axis; few points get markers.
+    """Draw curves; those with few points get markers.
 
     Args:
         curves: in the order of the legend; styles repeat after the fourth.
@@ -194,7 +194,9 @@ def draw_lines(
 
     figure, axes = new_figure(3.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.locator_params(axis="y", steps=(1, 2, 5, 10))  # no quarters, which would be rounded
+    axes.locator_params(
+        axis="y", steps=(1, 2, 5, 10)
+    )  # no steps of 2.5, whose labels would be rounded
     format_ticks(axes.yaxis, unit)
     for curve, (color, dashes, marker) in zip(curves, itertools.cycle(LINES), strict=False):
         known = ~np.isnan(curve.y)
@@ -308,7 +310,7 @@ def _name_classes(
 
 
 def draw_reliability(before: Reliability, after: Reliability) -> Figure:
-    """Draw accuracy over confidence before and after temperature scaling, and photos per bin."""
+    """Draw accuracy against confidence before and after temperature scaling; photos per bin."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
@@ -334,7 +336,7 @@ def draw_reliability(before: Reliability, after: Reliability) -> Figure:
 
 
 def draw_ages(ages: np.ndarray, expected: np.ndarray, people: np.ndarray) -> Figure:
-    """Draw expected over true age in years: (N,) photos as dots, the means of (N,) people."""
+    """Draw expected against true age in years: a dot per photo, a diamond per person's mean."""
     figure, axes = new_figure(WIDTH)
     both = np.concatenate([ages, expected])
     ends = np.array([np.nanmin(both) - 1, np.nanmax(both) + 1])
@@ -349,7 +351,7 @@ def draw_ages(ages: np.ndarray, expected: np.ndarray, people: np.ndarray) -> Fig
     return figure
 
 
-def draw_people(counts: pd.DataFrame) -> Figure:
+def draw_people_bars(counts: pd.DataFrame) -> Figure:
     """Draw how many people (values) have which share of photos correct (rows), for each task."""
     figure, axes = new_figure(3.5)
     places, width = np.arange(len(counts)), 0.8 / counts.shape[1]
@@ -400,7 +402,7 @@ def draw_det(curves: Sequence[Curve]) -> Figure:
 
 
 def draw_photos(groups: Mapping[str, Sequence[PhotoPanel]]) -> Figure:
-    """Draw photos with captions, a line of the grid for each heading; empty groups are left out.
+    """Draw photos with captions, a row for each heading; empty groups are left out.
 
     Args:
         groups: heading -> at most `PHOTO_COLUMNS` photos.

@@ -23,7 +23,7 @@ ONE_SESSION = (
 
 GENERAL_TERMS = {
     "95 % confidence interval": "Percentiles 2.5 and 97.5 of 2,000 bootstrap samples of people (not"
-    " of photos). It covers the choice of people, not other cameras, sessions or populations.",
+    " of photos). It reflects the choice of people, not other cameras, sessions or populations.",
     "Unseen people": "People without any photo in the training data (subject-disjoint evaluation).",
     "Genuine and impostor pairs": "Two photos of the same person; two photos of different people.",
     "False match rate (FMR)": "Fraction of impostor pairs whose similarity reaches the threshold.",
@@ -37,7 +37,7 @@ GENERAL_TERMS = {
 
 
 def name_of(key: str) -> str:
-    """Return a reader's name of a task, a kind of pairs, a baseline or a grouping."""
+    """Return the printed name of a task, a kind of pairs, a baseline or a grouping."""
     if key in TASKS:
         return TASKS[key].title
     if key in BASELINES or key in PAIR_KINDS:
@@ -60,14 +60,14 @@ def pairs_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_unseen(metrics: Mapping[str, Any]) -> bool:
-    """Return whether nobody on the photos has a training photo."""
+    """Return whether all people on the photos are unseen."""
     protocol = PROTOCOLS.get(metrics["protocol"])
     disjoint = protocol is not None and protocol.disjoint and metrics["split"] != "train"
     return disjoint or bool(metrics.get("cross_hand"))
 
 
 def classified_tasks(tasks: Mapping[str, Any]) -> list[str]:
-    """Return the tasks with photos of a known class, which identity of unseen people has not."""
+    """Return the tasks with photos of a known class; for unseen people, identity has none."""
     return [task for task, block in tasks.items() if block and block.get("n_images")]
 
 
@@ -164,9 +164,9 @@ def _headline(
 def is_better(line: Headline) -> bool | None:
     """Return whether a headline number is better than its best baseline; None: not comparable.
 
-    Of the difference to that baseline, where it was paired over people, the whole interval must be
-    better than 0; else the number's own interval must be better than the baseline. Fewer than
-    `FEW_PEOPLE` people show nothing.
+    The whole interval of the paired difference from that baseline must be on the better side of 0;
+    without a paired difference, the number's own interval on the better side of the baseline.
+    False for fewer than `FEW_PEOPLE` people.
     """
     best = line.best_baseline
     if not best or not line.interval:
@@ -237,7 +237,7 @@ def headline_table(metrics_tasks: Mapping[str, Any]) -> list[str]:
 
 
 def describe_evaluation(metrics: Mapping[str, Any]) -> str:
-    """Return the sentence that says which photos and which model were evaluated."""
+    """Return a description of the photos and the model that were evaluated."""
     aspect = metrics["aspect"]
     hand = f" ({ASPECTS[aspect]})" if aspect in ASPECTS else ""
     people = f" of {metrics['n_people']} people" if metrics.get("n_people") else ""
@@ -250,10 +250,10 @@ def describe_evaluation(metrics: Mapping[str, Any]) -> str:
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know before any number."""
+    """Return the warnings that a reader needs before any number."""
     n_people, cross = metrics.get("n_people", FEW_PEOPLE), metrics.get("cross_hand") or {}
     conditions = {
-        "Permutation test: the labels were permuted between people before training. Scores above"
+        "Permuted labels: the labels were permuted between people before training. Scores above"
         " chance show that the model recognises people, not the attribute.": metrics.get(
             "permuted_labels"
         ),
@@ -278,7 +278,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def explain_baselines(unseen: bool) -> str:
-    """Return how to read a score beside its baselines.
+    """Return how to compare a score with its baselines.
 
     Args:
         unseen: nobody on the photos has a training photo.
@@ -297,12 +297,12 @@ def explain_baselines(unseen: bool) -> str:
 
 
 def leakage_rows(leakage: Mapping[str, float | None]) -> list[list[str]]:
-    """Return a table's rows: which fraction of the evaluated photos is close to training photos."""
-    texts = {"person_in_train": "the same person in train"}
+    """Return a table's rows: fractions of the evaluated photos close to training photos."""
+    texts = {"person_in_train": "the same person"}
     for key in leakage:
         if key.startswith("within_"):
             gap = key.removeprefix("within_")
-            texts[key] = f"a frame of the same person at most {gap} away in train"
+            texts[key] = f"a frame of the same person at most {gap} away"
     return [[text, PERCENT.format(leakage[key])] for key, text in texts.items() if key in leakage]
 
 
@@ -331,7 +331,8 @@ def describe_gap(groups: Mapping[str, Any], measure: Measure) -> str:
     )
     if low > 0 or high < 0:
         return (
-            f"{sentence} The interval excludes 0, but the pair was chosen for its large difference."
+            f"{sentence} The interval excludes 0, but is too narrow: the pair was chosen for its"
+            " large difference."
         )
     return f"{sentence} The interval includes 0."
 

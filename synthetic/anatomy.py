@@ -36,7 +36,7 @@ BULGES = (0.47, 0.74, 0.75)  # positions of the knots that a joint widens
 
 
 class FingerPlan(NamedTuple):
-    """A mean finger."""
+    """The dimensions of a mean finger."""
 
     x: float  # of the knuckle, mm
     y: float

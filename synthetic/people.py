@@ -16,9 +16,9 @@ Rng = np.random.Generator
 Traits = dict[str, float]
 Colour = tuple[float, float, float]  # red, green, blue from 0 to 1
 
-DIRTY_ID = "1200000"  # in HandInfo.csv, one row of this person has a blank behind the id
+DIRTY_ID = "1200000"  # in HandInfo.csv, one row of this person has a trailing blank in the id
 AGE_SHARES = (33, 57, 27, 12, 9, 5)  # people of 11k Hands per age group (dorsal right)
-GENDER_CYCLE = ("female", "male", "female", "male", "female")  # 3 to 2; both in any two people
+GENDER_CYCLE = ("female", "male", "female", "male", "female")  # 3 to 2, mixed in any three
 POLISH_SHARE = 0.12  # the same for both genders, so that nail polish says nothing about gender
 WEARER_SHARE = 0.4  # of people, who wear a ring or watch in some of their photos
 SCAR_SHARE = 0.03  # of people (column irregularities)

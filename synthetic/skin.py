@@ -178,7 +178,7 @@ def draw_nail(sheet: Sheet, nail: Nail, polish: Array | None) -> None:
 def back_joint(
     sheet: Sheet, s: float, half: float, size: float, traits: Traits, rng: Rng
 ) -> list[Line]:
-    """Darken the back of a finger's joint at `s`, and return its wrinkles."""
+    """Darken the back of a finger joint at `s`, and return its wrinkles."""
     wear = traits["wear"]
     patch = sheet.spot(s, 0, 6.5 * size, 0.75 * half) * traits["redness"]
     sheet.tint(patch, (-0.06, -0.11, -0.13))
@@ -192,7 +192,7 @@ def back_joint(
 
 
 def inner_joint(s: float, half: float, n: int, wear: float, rng: Rng) -> list[Line]:
-    """Return `n` creases on the inside of a finger's joint at `s`, and finer ones."""
+    """Return `n` creases on the inside of a finger joint at `s`, and finer ones."""
     lines = []
     for i in range(n):
         offset = 2.2 * (i - (n - 1) / 2)

@@ -18,7 +18,7 @@ from measures.across_runs import (
     same_photos,
     shared_measures,
 )
-from measures.bootstrap import N_DRAWS, draw_people, people_balanced_accuracy, people_mean
+from measures.bootstrap import N_DRAWS, draw_weights, people_balanced_accuracy, people_mean
 
 GENDER = ("gender", "balanced_accuracy")
 YEARS = ("age", "mae_years")
@@ -70,7 +70,7 @@ def test_the_interval_draws_people_over_all_folds(runs: list[Any]) -> None:
     everyone = np.unique(np.concatenate([run.people for run in scored]))
     assert len(everyone) == 2 * N_PEOPLE
     draws = []
-    for weights in draw_people(len(everyone), N_DRAWS, seed=0):
+    for weights in draw_weights(len(everyone), N_DRAWS, seed=0):
         scores = []
         for run, true, predicted in runs:
             own = weights[np.searchsorted(everyone, run.people)]

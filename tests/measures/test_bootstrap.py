@@ -12,7 +12,7 @@ from measures.bootstrap import (
     PeopleMeasure,
     bootstrap,
     by_group,
-    draw_people,
+    draw_weights,
     paired_difference,
     people_average,
     people_balanced_accuracy,
@@ -86,7 +86,7 @@ CASES: dict[str, tuple[PeopleMeasure, Callable[[np.ndarray], float]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_weight_is_a_repetition(name: str) -> None:
     measure, brute = CASES[name]
-    weights = np.concatenate([np.ones((1, N_PEOPLE)), draw_people(N_PEOPLE, 200, seed=1)])
+    weights = np.concatenate([np.ones((1, N_PEOPLE)), draw_weights(N_PEOPLE, 200, seed=1)])
     expected = [brute(row) for row in weights]
     np.testing.assert_allclose(measure.of_weights(weights), expected, atol=1e-12)
     assert measure.value == pytest.approx(expected[0])
@@ -96,7 +96,7 @@ def test_a_weight_is_a_repetition(name: str) -> None:
 def test_the_interval_is_that_of_a_plain_loop(name: str) -> None:
     measure, brute = CASES[name]
     found = bootstrap(measure, seed=5, n_draws=300)
-    draws = [brute(row) for row in draw_people(N_PEOPLE, 300, seed=5)]
+    draws = [brute(row) for row in draw_weights(N_PEOPLE, 300, seed=5)]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
     assert found.low <= found.value <= found.high
     assert (found.n_photos, found.n_people) == (60 - (name == "mean over draws") * missing(), 12)
@@ -107,12 +107,12 @@ def missing() -> int:
 
 
 def test_draws_are_people_with_replacement() -> None:
-    weights = draw_people(9, 4000, seed=0)
+    weights = draw_weights(9, 4000, seed=0)
     assert (weights.sum(axis=1) == 9).all()
     np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.05)
     np.testing.assert_allclose((weights == 0).mean(), (8 / 9) ** 9, atol=0.01)
-    assert np.array_equal(weights, draw_people(9, 4000, seed=0))
-    assert not np.array_equal(weights, draw_people(9, 4000, seed=1))
+    assert np.array_equal(weights, draw_weights(9, 4000, seed=0))
+    assert not np.array_equal(weights, draw_weights(9, 4000, seed=1))
 
 
 def test_absent_classes_drop_out_and_are_counted() -> None:
@@ -197,7 +197,7 @@ def test_a_paired_difference_is_that_of_a_plain_loop() -> None:
     found = paired_difference(first, second, seed=2, n_draws=200)
     draws = [
         balanced(AGE, other)(row) - balanced(AGE, GUESS["age"])(row)
-        for row in draw_people(N_PEOPLE, 200, seed=2)
+        for row in draw_weights(N_PEOPLE, 200, seed=2)
     ]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
     assert found.value == pytest.approx(first.value - second.value)
@@ -243,7 +243,7 @@ def test_other_people_are_refused() -> None:
 def test_the_average_of_folds_and_seeds_draws_their_people_together() -> None:
     folds = [build_all(np.flatnonzero(fold == PEOPLE % 3))["mean"] for fold in range(3)]
     seeds = [people_mean(values, NAMES) for values in (SCORES, SCORES**2)]
-    weights = draw_people(N_PEOPLE, 50, seed=0)
+    weights = draw_weights(N_PEOPLE, 50, seed=0)
     for parts, by_hand in (
         (
             folds,
@@ -265,7 +265,7 @@ def test_groups_are_measured_over_the_same_draws() -> None:
     ring = (np.arange(60) % 3 == 0).astype(int)  # a person may be in both groups
     measures = {g: build_all(np.flatnonzero(ring == g))["mean"] for g in (0, 1)}
     intervals, gap = by_group(measures, NAMES, seed=4, n_draws=100)
-    weights = draw_people(N_PEOPLE, 100, seed=4)
+    weights = draw_weights(N_PEOPLE, 100, seed=4)
     draws = {}
     for group, interval in intervals.items():
         rows = ring == group

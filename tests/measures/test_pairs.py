@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_curve
 
-from measures.bootstrap import bootstrap, draw_people
+from measures.bootstrap import bootstrap, draw_weights
 from measures.pairs import (
     PairScores,
     Verification,
@@ -228,7 +228,7 @@ def test_verification_equals_brute_force(name: str, gap: int) -> None:
 def test_weights_of_people_weigh_pairs(name: str) -> None:
     similarity, people = SCENES[name]
     measure = Verification(compare_all(similarity, people)).equal_error_rate()
-    weights = draw_people(len(measure.people), 101, seed=1)  # more than one chunk
+    weights = draw_weights(len(measure.people), 101, seed=1)  # more than one chunk
     expected = []
     for row in weights:
         by_name = dict(zip(measure.people.tolist(), row.tolist(), strict=True))

@@ -107,7 +107,7 @@ def test_a_report_has_every_section_and_its_pictures(tmp_path: Path) -> None:
         "72 photos of 12 people, aspect dorsal_dr (dorsal right), val split of protocol paper.",
         "Half of the photos train.",
         "The epoch was selected on this split, so the scores are optimistic.",
-        "a frame of the same person at most 2 away in train 90.0 %",
+        "a frame of the same person at most 2 away 90.0 %",
         "The people on these photos were seen in training.",
         "a score is no proof of identity",
         "def456",
@@ -140,7 +140,7 @@ def test_identity_alone_of_unseen_people_has_pairs_only(tmp_path: Path) -> None:
 
 
 ABSENT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "leakage": (lambda m: m.update(leakage=None), "the same person in train"),
+    "leakage": (lambda m: m.update(leakage=None), "close to training photos"),
     "pairs": (lambda m: m["tasks"]["identity"].pop("verification"), "All pairs: EER"),
     "a task": (lambda m: m["tasks"].pop("age"), "Most confident errors: age group"),
     "a null task": (lambda m: m["tasks"].update(identity=None), "Most confident errors: identity"),
@@ -236,7 +236,7 @@ def test_photos_and_people_with_the_most_errors_come_first(tmp_path: Path) -> No
     assert chosen == build.choose_photos(build.read_results(folder))
     assert chosen["Most confident errors: gender"] == [63, 51, 39, 27, 15, 3]
     text = words(build.write_report(folder, photos=None))
-    worst = text.partition("people with the most errors")[2].partition(f"All {N_PEOPLE}")[0]
+    worst = text.partition("People with the most errors")[2].partition(f"All {N_PEOPLE}")[0]
     assert worst.split("age group ")[1].startswith("0000003 6 0.0 % 0.0 % 0.0 %")
 
 
