@@ -3,12 +3,12 @@
     python benchmark.py --backbones swin_t resnet50 --parts data model train evaluate
 
 prints a table and writes benchmark.json (every sample, environment, commit) and benchmark.png into
---output. Two variants, in processes of their own, alternate over the rounds:
+--output. Two variants, each in its own process, alternate over the rounds:
 
-baseline   As published: every photo is decoded anew, at full size, by the training process;
+baseline   As published: the training process decodes every photo in every epoch, at full size;
            float32; not compiled; augmentation photo by photo.
-optimised  The defaults of train.py, or what --amp, --compile, --cache, --augment and
-           --num_workers say.
+optimised  The defaults of train.py, or the values of --amp, --compile, --cache, --augment and
+           --num_workers.
 
 Parts:
 
@@ -16,9 +16,9 @@ data       Photos/s of loading, augmenting and copying to the device.
 model      A training step on a batch that is on the device: forward, backward, optimiser.
 train      Photos/s of training end to end.
 evaluate   Photos/s of evaluation on the val split.
-start      Seconds from the start of a process to the end of its first step, with an empty cache
-           and again with the caches filled; peak memory of the process.
-compile    Seconds of compiling the backbone, and of a step before and after it.
+start      Seconds from the start of a process to the end of its first step, with an empty and with
+           a filled cache; peak memory of the process.
+compile    Seconds of compiling the backbone; duration of a step before and after it.
 
 Weights are random, as they do not change the speed.
 """
@@ -79,12 +79,12 @@ from utils import (
     write_json,
 )
 
-# Measured by the processes of the variants, which stay over the rounds.
+# Measured in one process per variant, which lasts for all rounds.
 STEADY_PARTS = ("data", "model", "train", "evaluate")
 
 PARTS = (*STEADY_PARTS, "start", "compile")
 
-# Flags of train.py; the optimised variant has those of `BenchmarkConfig` instead.
+# Flags of train.py; those of the optimised variant come from `BenchmarkConfig`.
 BASELINE: dict[str, Any] = {
     "cache": False,
     "fast_decode": False,
@@ -128,20 +128,20 @@ class BenchmarkConfig:
 
     attributes_file: Path = train_flag("attributes_file")
     parts: tuple[str, ...] = flag(
-        STEADY_PARTS, "what to measure, see above", choices=PARTS, nargs="+"
+        STEADY_PARTS, "what to measure (see above)", choices=PARTS, nargs="+"
     )
     backbones: tuple[str, ...] = flag(("swin_t",), "names as in train.py", nargs="+")
     batch_sizes: tuple[int, ...] = flag((20,), "photos per step", nargs="+")
     image_size: int = train_flag("image_size")
-    rounds: int = flag(3, "number of times that baseline and optimised alternate")
-    seconds: float = flag(2.0, "least duration of a measurement")
-    n_photos: int = flag(200, "photos of one pass over the train or val split")
+    rounds: int = flag(3, "number of rounds, each of which measures both variants")
+    seconds: float = flag(2.0, "minimum duration of a measurement in seconds")
+    n_photos: int = flag(200, "photos to use of each split")
     amp: str = train_flag("amp")
     compile: bool = train_flag("compile")
     cache: bool = train_flag("cache")
     augment: str = train_flag("augment")
     num_workers: int = train_flag("num_workers")
-    device: str = flag("auto", "what to measure: cuda, then mps, then cpu", choices=DEVICES)
+    device: str = flag("auto", "where to measure; auto: cuda, then mps, then cpu", choices=DEVICES)
     output: Path = flag(Path("./benchmark_results"), "folder of the results", metavar="DIR")
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class BenchmarkConfig:
 
 
 class RepeatedBatch:
-    """Stands in for a loader: the same batch on the device, `n_steps` times."""
+    """A substitute for a loader: the same batch on the device, `n_steps` times."""
 
     def __init__(self, batch: Item, n_steps: int) -> None:
         self.batch, self.n_steps, self.batch_sampler = batch, n_steps, self
@@ -199,8 +199,8 @@ class Trainer:
 
     Args:
         config: flags of train.py.
-        n_photos: to use of each split.
-        folder: for the run's folder.
+        n_photos: number of photos to use of each split.
+        folder: parent of the run's folder.
     """
 
     def __init__(self, config: TrainConfig, n_photos: int, folder: Path) -> None:
@@ -298,23 +298,23 @@ class Trainer:
         return {"evaluation": self.n_photos["val"] / seconds_per_call(evaluate, seconds)}
 
 
-trainer: Trainer | None = None  # of this process, which is one variant's
+trainer: Trainer | None = None  # of a variant's process
 
 
 def build_trainer(*arguments: Any) -> None:
-    """Make this process that of a variant; `arguments` of `Trainer`."""
+    """Build the trainer of this process; `arguments` as for `Trainer`."""
     global trainer
     trainer = Trainer(*arguments)
 
 
 def measure_part(part: str, seconds: float) -> dict[str, float]:
-    """Return what the method of this process's trainer measures."""
+    """Return one measurement by this process's trainer."""
     measured: dict[str, float] = getattr(trainer, f"measure_{part}")(seconds)
     return measured
 
 
 def measure_first_step(config: TrainConfig, folder: Path, started: float) -> dict[str, float]:
-    """Return seconds until the first step of this new process has ended, and its peak memory.
+    """Return the seconds until the end of this process's first step, and its peak memory.
 
     Args:
         config: flags of train.py.
@@ -335,7 +335,7 @@ def measure_first_step(config: TrainConfig, folder: Path, started: float) -> dic
 
 
 def peak_memory() -> dict[str, float]:
-    """Return the peak resident memory of this process; nothing on Windows."""
+    """Return the peak resident memory of this process in MB; empty on Windows."""
     if sys.platform == "win32":
         return {}
     import resource
@@ -345,7 +345,7 @@ def peak_memory() -> dict[str, float]:
 
 
 def measure_compilation(config: TrainConfig, folder: Path, seconds: float) -> dict[str, float]:
-    """Return how long compiling takes in this new process, and a step before and after it."""
+    """Return the durations of compilation, and of a step before and after it."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     new = Trainer(replace(config, compile=False), config.batch_size, folder)
     steps = RepeatedBatch(new.first_batch(), 1)
@@ -384,7 +384,7 @@ def call_in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def measure_start(config: TrainConfig, folder: Path) -> dict[str, float]:
-    """Return what two new processes measure, the second with the first one's caches."""
+    """Measure the start of two new processes; the second uses the caches of the first."""
     if config.cache:
         config = replace(config, cache_dir=folder / "cache")
     first, second = (
@@ -402,7 +402,7 @@ def measure(
         part: of `PARTS`.
         config: flags of train.py.
         pool: the variant's process, which has called `build_trainer`.
-        seconds: least duration of a measurement.
+        seconds: minimum duration of a measurement.
         folder: for runs and caches.
     """
     new_folder = Path(tempfile.mkdtemp(prefix=f"{part}-", dir=folder))
@@ -419,7 +419,7 @@ def measure(
 def measure_case(
     config: BenchmarkConfig, backbone: str, batch_size: int, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Yield one sample after another of a backbone and batch size."""
+    """Yield the samples of a backbone and batch size."""
     configs = {v: config.training(v, backbone, batch_size, folder) for v in VARIANTS}
     with ExitStack() as stack:
         pools = {variant: stack.enter_context(new_process()) for variant in VARIANTS}
@@ -428,31 +428,29 @@ def measure_case(
                 pool.submit(build_trainer, configs[variant], config.n_photos, folder).result()
         for part, number in itertools.product(config.parts, range(config.rounds)):
             logger.info("%s, batch size %d: %s, round %d", backbone, batch_size, part, number + 1)
-            # every second round goes backwards, so that a drift favours no variant
+            # alternate the order, so that drift favours neither variant
             for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
                 if part == "compile" and variant == "baseline":
                     continue
                 found = measure(part, configs[variant], pools[variant], config.seconds, folder)
+                case = {"backbone": backbone, "batch_size": batch_size, "part": part}
+                case |= {"round": number, "variant": variant}
                 for quantity, value in found.items():
-                    yield {
-                        **{"backbone": backbone, "batch_size": batch_size, "part": part},
-                        **{"round": number, "variant": variant},
-                        **{"quantity": quantity, "value": value},
-                    }
+                    yield {**case, "quantity": quantity, "value": value}
 
 
 # ----------------------------------------------------------------------------- results
 
 
 def speed_up(quantity: str, baseline: float, optimised: float) -> float:
-    """Return how many times as fast the optimised variant is; NaN for what is not a speed."""
+    """Return how many times as fast the optimised variant is; NaN for memory."""
     if UNITS[quantity] == "MB":
         return math.nan
     return optimised / baseline if UNITS[quantity] == "photos/s" else baseline / optimised
 
 
-def summarise(samples: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the medians of both variants, and of the speed-up, which is paired by round."""
+def speed_table(samples: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the medians over rounds of both variants, and of the speed-up within a round."""
     table = pd.DataFrame(samples)
     keys = ["backbone", "batch_size", "part", "quantity"]
     wide = table.pivot_table(index=[*keys, "round"], columns="variant", values="value", sort=False)
@@ -467,7 +465,7 @@ def summarise(samples: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def format_number(value: float) -> str:
-    """Return a number with three significant digits, or all digits before the point."""
+    """Return a number with three significant digits; from 100 on, as a whole number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -475,7 +473,7 @@ def plot_speeds(summary: pd.DataFrame, path: Path) -> None:
     """Draw the median photos/s of every backbone and batch size.
 
     Args:
-        summary: as `summarise` returns it, with at least one rate.
+        summary: as `speed_table` returns it, with at least one rate.
         path: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -501,11 +499,10 @@ def plot_speeds(summary: pd.DataFrame, path: Path) -> None:
 def write_results(
     config: BenchmarkConfig, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write what was measured so far."""
+    """Write benchmark.json with the samples measured so far."""
     content = {"format": RESULT_FORMAT, **facts, "config": config_to_json(config)}
     units = {sample["quantity"]: UNITS[sample["quantity"]] for sample in samples}
     content |= {"baseline": BASELINE, "units": units, "samples": list(samples)}
-    config.output.mkdir(parents=True, exist_ok=True)
     write_json(config.output / "benchmark.json", content)
 
 
@@ -530,8 +527,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for sample in measure_case(config, *case, Path(folder)):
                 samples.append(sample)
                 write_results(config, facts, samples)
-    summary = summarise(samples)
-    print(f"medians of {config.rounds} rounds, baseline and optimised in alternation\n")
+    summary = speed_table(samples)
+    print(f"medians of {config.rounds} rounds, in which baseline and optimised alternate\n")
     print(summary.to_string(index=False, na_rep="", float_format=format_number))
     written = "benchmark.json"
     if (summary["unit"] == "photos/s").any():

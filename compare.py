@@ -4,15 +4,15 @@ r"""Compare backbones, hand aspects and protocols: train and evaluate each, one 
         --protocols paper subject-disjoint --input ./11k --output ./comparison --N_epochs 50
 
 runs train.py and test.py for every backbone, aspect, protocol, fold and seed; flags that are not
-listed below are passed to train.py. After every finished run it writes results.csv,
-differences.csv, table.md and comparison.png. The same command again resumes an interrupted
-comparison and skips finished runs.
+listed below are passed to train.py. After every run it updates results.csv, differences.csv,
+table.md and comparison.png. Repeating the command resumes an interrupted comparison and skips
+finished runs.
 
     python compare.py --output ./comparison --difference dorsal_dr-paper-swin_t \
         dorsal_dr-paper-resnet50
 
-prints the paired differences between two lines of the table. A line is named like its runs'
-folders; without -fold_<k> or -seed_<s> all folds or seeds are averaged.
+prints the paired differences between two rows of the table. A row is named like its runs' folders;
+without -fold_<k> or -seed_<s> all folds or seeds are averaged.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ from utils import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Flags of train.py that compare.py sets for every run, and what to give instead.
+# Flags of train.py that compare.py sets for every run, and what replaces them.
 SET_PER_RUN = {
     "attributes_file": "--input and --aspects",
     "protocol": "--protocols",
@@ -111,7 +111,9 @@ LEVEL = f"{100 * CONFIDENCE:.0f} %"
 class CompareConfig:
     """The flags of compare.py; all others are train.py's."""
 
-    backbones: tuple[str, ...] = flag((), "as train.py's --backbone", nargs="+", metavar="NAME")
+    backbones: tuple[str, ...] = flag(
+        (), "backbones, named as in train.py", nargs="+", metavar="NAME"
+    )
     aspects: tuple[str, ...] = flag(
         ("dorsal_dr",), "names of the CSVs in <input>/sub_dataset", nargs="+", metavar="ASPECT"
     )
@@ -122,9 +124,9 @@ class CompareConfig:
         nargs="+",
     )
     folds: tuple[int, ...] = flag(
-        (), "of subject-disjoint (default: all that exist)", nargs="+", metavar="FOLD"
+        (), "folds of subject-disjoint (default: all that exist)", nargs="+", metavar="FOLD"
     )
-    seeds: tuple[int, ...] = flag((42,), "of training", nargs="+", metavar="SEED")
+    seeds: tuple[int, ...] = flag((42,), "seeds of the training", nargs="+", metavar="SEED")
     backbone_weights: tuple[str, ...] = flag(
         (), "start from these files instead of timm's weights", nargs="+", metavar="NAME=FILE"
     )
@@ -136,7 +138,7 @@ class CompareConfig:
     processes: int = flag(1, "number of parallel runs, each on its own GPU if there are several")
     dry_run: bool = flag(False, "print the state of every run and exit")
     difference: tuple[str, ...] = flag(
-        (), "print the differences between two lines of the table", nargs=2, metavar="LINE"
+        (), "print the differences between two rows of the table", nargs=2, metavar="ROW"
     )
 
     def __post_init__(self) -> None:
@@ -172,16 +174,16 @@ class CompareConfig:
 
     @property
     def weights(self) -> dict[str, Path]:
-        """The weights' file of each backbone that has one."""
+        """The weights file of each backbone that has one."""
         pairs = (text.partition("=") for text in self.backbone_weights)
         return {name: Path(file) for name, _, file in pairs}
 
 
-# ----------------------------------------------------------------------------- runs and lines
+# ----------------------------------------------------------------------------- runs and rows
 
 
-class TableLine(NamedTuple):
-    """What a line of the table is about; folds and seeds are averaged."""
+class TableRow(NamedTuple):
+    """A row of the table, which averages folds and seeds."""
 
     aspect: str
     protocol: str
@@ -189,7 +191,7 @@ class TableLine(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What one run is about: runs are compared by these."""
+    """What identifies a run within the comparison."""
 
     aspect: str
     protocol: str
@@ -198,12 +200,12 @@ class Cell(NamedTuple):
     seed: int
 
     @property
-    def line(self) -> TableLine:
-        """The line of the table that it belongs to."""
-        return TableLine(self.aspect, self.protocol, self.backbone)
+    def row(self) -> TableRow:
+        """The row of the table that the run belongs to."""
+        return TableRow(self.aspect, self.protocol, self.backbone)
 
     def name(self, *, fold: bool = True, seed: bool = True) -> str:
-        """Return the name of the run's folder; without fold or seed, of what averages them."""
+        """Return the name of the run's folder; without fold or seed, of their average."""
         parts = [self.aspect, self.protocol]
         parts += [f"fold_{self.fold}"] * (fold and self.fold is not None)
         return "-".join([*parts, safe_name(self.backbone), *[f"seed_{self.seed}"] * seed])
@@ -240,7 +242,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedRun:
-    """What test.py wrote about a run's best checkpoint."""
+    """The evaluation of a run's best checkpoint, as test.py wrote it."""
 
     cell: Cell
     folder: Path
@@ -301,7 +303,7 @@ def find_evaluation(run: PlannedRun) -> EvaluatedRun | None:
 def plan_runs(
     config: CompareConfig, given: Mapping[str, Any], parser: argparse.ArgumentParser
 ) -> list[PlannedRun]:
-    """Return the runs of all cells, once flags, splits, photos and folders have been checked."""
+    """Return the runs to train, after checks of flags, splits, photos and folders."""
     for file in config.weights.values():
         if not file.is_file():
             raise UserError(f"--backbone_weights: not found: {file}")
@@ -338,7 +340,7 @@ def has_config(folder: Path) -> bool:
 
 
 def check_folder(run: PlannedRun, fingerprints: Mapping[str, str]) -> None:
-    """Refuse a run folder of other settings or samples than planned."""
+    """Refuse a run folder whose settings or samples are not the planned ones."""
     if is_unused(run.folder):
         return
     stored = read_run(run.folder)
@@ -382,21 +384,21 @@ def plan_listed(config: CompareConfig) -> list[PlannedRun]:
     if config.backbones or not (config.output / "results.csv").is_file():
         return []
     added = {folder.resolve() for folder in config.add}
-    folders = [found.folder.parent for found in read_results(config.output)]
+    folders = [found.folder.parent for found in read_results_csv(config.output)]
     return [plan_added(path, config.input) for path in folders if path.resolve() not in added]
 
 
 def check_distinct(runs: Sequence[PlannedRun]) -> None:
-    """Refuse two runs of one cell, and lines that would average different recipes."""
+    """Refuse two runs of one cell, and rows that would average different recipes."""
     cells: dict[Cell, PlannedRun] = {}
-    lines: dict[TableLine, PlannedRun] = {}
+    rows: dict[TableRow, PlannedRun] = {}
     for run in runs:
         other = cells.setdefault(run.cell, run)
         if other is not run:
             raise UserError(
                 f"two runs of {run.cell.name()}: {run.folder} and {other.folder}. Leave one out"
             )
-        other = lines.setdefault(run.cell.line, run)
+        other = rows.setdefault(run.cell.row, run)
         if other.recipe != run.recipe:
             raise UserError(
                 f"runs to average differ in their settings: {run.folder}"
@@ -430,7 +432,7 @@ def test_command(run: PlannedRun) -> list[str]:
 
 
 def device_queue(n_processes: int) -> queue.Queue[dict[str, str]]:
-    """Return one set of environment variables per process: its GPU, or its share of the CPUs."""
+    """Return environment variables for each process: its GPU, or its share of the CPUs."""
     devices: queue.Queue[dict[str, str]] = queue.Queue()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
         map(str, range(torch.cuda.device_count()))
@@ -448,7 +450,7 @@ def device_queue(n_processes: int) -> queue.Queue[dict[str, str]]:
 
 
 class Comparison:
-    """The planned runs, and what has become of them.
+    """The planned runs, their evaluations and their failures.
 
     Args:
         config: flags of compare.py.
@@ -467,7 +469,7 @@ class Comparison:
         self.interrupted = threading.Event()
 
     def log_file(self, run: PlannedRun) -> Path:
-        """Return the file of what the run's commands print."""
+        """Return the log of the run's commands."""
         return self.config.output / f"{run.cell.name()}.log"
 
     def commands(self, run: PlannedRun) -> Iterator[list[str]]:
@@ -502,7 +504,7 @@ class Comparison:
             self.devices.put(device)
 
     def execute_all(self) -> None:
-        """Execute what is not finished, writing the results after every run.
+        """Execute the unfinished runs, and write the results after each.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the running commands receive it too, and end by themselves.
@@ -539,9 +541,9 @@ class Comparison:
         """Write results.csv, differences.csv, table.md and comparison.png."""
         output = self.config.output
         results = [self.evaluated[run] for run in self.runs if run in self.evaluated]
-        averages = average_lines(results, self.config.input)
+        averages = average_rows(results, self.config.input)
         differences = differences_table(averages)
-        recipes = {run.cell.line: run.recipe for run in self.runs}
+        recipes = {run.cell.row: run.recipe for run in self.runs}
         write_csv(results_table(results, output), output / "results.csv")
         write_csv(differences, output / "differences.csv")
         n_missing = len(self.runs) - len(results)
@@ -550,7 +552,7 @@ class Comparison:
             plot_comparison(averages, output / "comparison.png")
 
     def print_state(self) -> None:
-        """Print how far every run is."""
+        """Print the progress of every run."""
         for run in self.runs:
             n_done = len(read_epochs(run.folder))
             state = f"epoch {n_done} of {run.settings['N_epochs']}" if n_done else "not started"
@@ -559,7 +561,7 @@ class Comparison:
 
 
 def last_line(path: Path) -> str:
-    """Return the last line of a log that is not blank."""
+    """Return the last line of a log that is not blank, without "error: "."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return last.removeprefix("error: ")
@@ -569,13 +571,13 @@ def last_line(path: Path) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class LineAverages:
-    """The averages of a line of the table over the folds and seeds of its runs.
+class RowAverages:
+    """The averages in a row of the table, over the folds and seeds of its runs.
 
-    n_folds: how many the protocol has.
+    n_folds: number of folds of the protocol.
     """
 
-    line: TableLine
+    row: TableRow
     runs: tuple[EvaluatedRun, ...]
     n_folds: int
 
@@ -586,7 +588,7 @@ class LineAverages:
 
     @functools.cached_property
     def intervals(self) -> dict[MeasureKey, Interval]:
-        """The averages of the measures that all runs have."""
+        """The averages and intervals of the measures that all runs have."""
         return {key: average_interval(self.scored, key) for key in shared_measures(self.scored)}
 
     @property
@@ -596,12 +598,12 @@ class LineAverages:
 
     @property
     def cells(self) -> list[str]:
-        """The first cells of the line in table.md."""
-        return [f"`{name}`" for name in (self.line.backbone, self.line.aspect, self.line.protocol)]
+        """The first cells of the row in table.md."""
+        return [f"`{name}`" for name in (self.row.backbone, self.row.aspect, self.row.protocol)]
 
     @property
     def folds_text(self) -> str:
-        """The number of folds, and of missing ones; empty for a protocol without folds."""
+        """The number of folds, and of all folds if some are missing; empty without folds."""
         n_folds = len(folds_of(self.scored) - {None})
         missing = f" of {self.n_folds}" if n_folds < self.n_folds else ""
         return f"{n_folds}{missing} folds" if n_folds else ""
@@ -621,22 +623,22 @@ class LineAverages:
         return ", ".join(filter(None, parts))
 
 
-def average_lines(results: Sequence[EvaluatedRun], root: Path) -> list[LineAverages]:
-    """Return the lines of the table, those of one aspect and protocol together.
+def average_rows(results: Sequence[EvaluatedRun], root: Path) -> list[RowAverages]:
+    """Return the rows of the table, those of one aspect and protocol together.
 
     Args:
         results: finished runs.
-        root: folder of the splits, which tell how many folds a protocol has.
+        root: folder of the data set, whose splits give the number of folds.
     """
-    by_line: dict[TableLine, list[EvaluatedRun]] = {}
+    by_row: dict[TableRow, list[EvaluatedRun]] = {}
     for result in results:
-        by_line.setdefault(result.cell.line, []).append(result)
-    blocks = list(dict.fromkeys(line[:2] for line in by_line))
+        by_row.setdefault(result.cell.row, []).append(result)
+    blocks = list(dict.fromkeys(row[:2] for row in by_row))
     averages = []
-    for line in sorted(by_line, key=lambda line: blocks.index(line[:2])):
-        n_folds = len(SplitFiles(root, line.aspect, line.protocol).folds)
-        n_folds = n_folds or PROTOCOLS[line.protocol].folds
-        averages.append(LineAverages(line, tuple(by_line[line]), n_folds))
+    for row in sorted(by_row, key=lambda row: blocks.index(row[:2])):
+        n_folds = len(SplitFiles(root, row.aspect, row.protocol).folds)
+        n_folds = n_folds or PROTOCOLS[row.protocol].folds
+        averages.append(RowAverages(row, tuple(by_row[row]), n_folds))
     return averages
 
 
@@ -649,7 +651,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 def headline_columns(tasks: Mapping[str, Any]) -> dict[str, float]:
     """Return a run's columns of results.csv: <task>_<measure>, with _low, _high, _<baseline>.
 
-    Measures of pairs other than all pairs have the kind of pairs before the ending.
+    For pairs other than `all_pairs`, the kind of pairs follows the measure.
 
     Args:
         tasks: of metrics.json.
@@ -664,97 +666,98 @@ def headline_columns(tasks: Mapping[str, Any]) -> dict[str, float]:
 
 
 def results_table(results: Sequence[EvaluatedRun], output: Path) -> pd.DataFrame:
-    """Return results.csv: one line per run."""
-    lines = []
+    """Return results.csv: one row per run."""
+    rows = []
     for result in results:
         facts = {key: result.metrics[key] for key in ("split", "epoch", "n_images", "n_people")}
         path, base = result.folder.absolute(), output.absolute()
         place = path.relative_to(base) if path.is_relative_to(base) else path
         columns = headline_columns(result.metrics["tasks"])
-        lines.append({**result.cell._asdict(), **facts, "evaluation": place.as_posix(), **columns})
-    table = pd.DataFrame(lines, columns=None if lines else [*Cell._fields, "evaluation"])
+        rows.append({**result.cell._asdict(), **facts, "evaluation": place.as_posix(), **columns})
+    table = pd.DataFrame(rows, columns=None if rows else [*Cell._fields, "evaluation"])
     return table.astype({"fold": "Int64"})
 
 
-def differences_table(averages: Sequence[LineAverages]) -> pd.DataFrame:
+def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
     """Return differences.csv: all pairs of backbones of an aspect and protocol, by measure.
 
-    Pairs are compared over their common folds; without any, or on different photos, not at all.
+    Pairs are compared on their common folds; pairs without any, or evaluated on different photos,
+    are left out.
     """
     columns = ["aspect", "protocol", "first", "second", "folds", "task", "measure", "difference"]
     columns += ["low", "high", "n_people", "significant"]
-    lines = []
+    rows = []
     for one, other in itertools.combinations(averages, 2):
         common = folds_of(one.scored) & folds_of(other.scored)
-        if one.line[:2] != other.line[:2] or not common:
+        if one.row[:2] != other.row[:2] or not common:
             continue
         first, second = in_folds(one.scored, common), in_folds(other.scored, common)
         if not same_photos(first, second):
             continue
         folds = " ".join(str(fold) for fold in sorted(fold for fold in common if fold is not None))
-        names = (*one.line, other.line.backbone, folds)
-        lines += [(*names, *key, *d) for key, d in paired_differences(first, second).items()]
-    return pd.DataFrame(lines, columns=columns)
+        names = (*one.row, other.row.backbone, folds)
+        rows += [(*names, *key, *d) for key, d in paired_differences(first, second).items()]
+    return pd.DataFrame(rows, columns=columns)
 
 
 NOTES = f"""\
 - In brackets: {LEVEL} confidence interval (bootstrap over people); it does not include
   the variation between seeds.
-- Folds and seeds: mean of the models' own scores; predictions are never pooled.
+- Scores are averaged over seeds, then over folds; predictions are never pooled.
 """
 
 
-def measures_of(averages: Sequence[LineAverages]) -> list[MeasureKey]:
-    """Return the measures of any line: by task, then in the order of `MEASURES`."""
+def measures_of(averages: Sequence[RowAverages]) -> list[MeasureKey]:
+    """Return the measures of all rows: by task, then in the order of `MEASURES`."""
     found = {key for average in averages for key in average.intervals}
     return [(task, key) for task in TASKS for key in MEASURES if (task, key) in found]
 
 
-def markdown_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a heading and a table."""
-    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join([f"## {title}", "", *table, ""])
 
 
-def runs_table(averages: Sequence[LineAverages], recipes: Mapping[TableLine, str]) -> str:
+def runs_table(averages: Sequence[RowAverages], recipes: Mapping[TableRow, str]) -> str:
     """Return the part of table.md about runs: what is averaged, and how it was trained."""
     head = ["backbone", "hand", "protocol", "averaged over", "photos", "settings"]
-    lines = []
+    rows = []
     for average in averages:
-        recipe = recipes[average.line]
+        recipe = recipes[average.row]
         settings = f"`{recipe}`" if recipe else "defaults of train.py"
-        lines.append([*average.cells, average.averaged_over, str(average.n_images), settings])
-    return markdown_table("Runs", head, lines)
+        rows.append([*average.cells, average.averaged_over, str(average.n_images), settings])
+    return markdown_table("Runs", head, rows)
 
 
-def measure_table(averages: Sequence[LineAverages], key: MeasureKey) -> str:
+def measure_table(averages: Sequence[RowAverages], key: MeasureKey) -> str:
     """Return the part of table.md about one measure, with its baselines."""
     measure, unit = MEASURES[key[1]], MEASURES[key[1]].unit
     shown = [average for average in averages if key in average.intervals]
-    beside = [average_baselines(average.scored, key) for average in shown]
-    baselines = [name for name in BASELINES if any(name in values for values in beside)]
+    averaged = [average_baselines(average.scored, key) for average in shown]
+    baselines = [name for name in BASELINES if any(name in values for values in averaged)]
     head = ["backbone", "hand", "protocol", "people", measure.name]
     head += [BASELINES[name].name for name in baselines]
-    lines = []
-    for average, values in zip(shown, beside, strict=True):
+    rows = []
+    for average, values in zip(shown, averaged, strict=True):
         found = average.intervals[key]
         value = f"{unit.format(found.value)} ({unit.format_interval(found.low, found.high)})"
         others = [unit.format(values.get(name)) for name in baselines]
-        lines.append([*average.cells, str(found.n_people), value, *others])
-    return markdown_table(f"{TASKS[key[0]].title}: {measure.name}", head, lines)
+        rows.append([*average.cells, str(found.n_people), value, *others])
+    return markdown_table(f"{TASKS[key[0]].title}: {measure.name}", head, rows)
 
 
 def table_text(
-    averages: Sequence[LineAverages],
-    recipes: Mapping[TableLine, str],
+    averages: Sequence[RowAverages],
+    recipes: Mapping[TableRow, str],
     differences: pd.DataFrame,
     n_missing: int,
 ) -> str:
     """Return table.md.
 
     Args:
-        averages: lines with finished runs.
-        recipes: each line's flags that differ from train.py's defaults.
+        averages: rows with finished runs.
+        recipes: each row's flags that differ from train.py's defaults.
         differences: as `differences_table` returns it.
         n_missing: number of runs that are not finished.
     """
@@ -775,19 +778,19 @@ def table_text(
 
 # ----------------------------------------------------------------------------- figure
 
-# Okabe and Ito's colours, with a marker each; protocols share them in their order.
-LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+# Colour (Okabe and Ito) and marker of each protocol, in the order of PROTOCOLS.
+PROTOCOL_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 
 BASELINE_MARKERS = ("|", "x", "+", "1")
 
-MAX_PANELS = 4  # in a row
+MAX_PANELS = 4  # side by side
 
 
-def plot_comparison(averages: Sequence[LineAverages], path: Path) -> None:
-    """Draw a panel per headline measure: each line of the table with interval and baselines.
+def plot_comparison(averages: Sequence[RowAverages], path: Path) -> None:
+    """Draw a panel per headline measure: each row of the table with interval and baselines.
 
     Args:
-        averages: lines of the table, at least one.
+        averages: rows of the table, at least one.
         path: picture to write.
     """
     from matplotlib.figure import Figure
@@ -805,11 +808,11 @@ def plot_comparison(averages: Sequence[LineAverages], path: Path) -> None:
             draw_measure(panel, averages, key)
     for panel in panels[:, 0]:
         labels = [
-            ", ".join(filter(None, (*average.line[::-1], average.folds_text)))
+            ", ".join(filter(None, (*average.row[::-1], average.folds_text)))
             for average in averages
         ]
         panel.set_yticks(range(len(averages)), labels, parse_math=False)
-    # one entry for each label, however often it was drawn
+    # each label once
     entries = {
         label: handle
         for panel in panels.flat
@@ -828,19 +831,19 @@ def plot_comparison(averages: Sequence[LineAverages], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_measure(panel: Axes, averages: Sequence[LineAverages], key: MeasureKey) -> None:
-    """Draw one measure of all lines of the table into a panel, with its baselines."""
+def draw_measure(panel: Axes, averages: Sequence[RowAverages], key: MeasureKey) -> None:
+    """Draw one measure of all rows of the table into a panel, with its baselines."""
     task, measure = key[0], MEASURES[key[1]]
-    scale, n_lines = measure.unit.scale, len(averages)
-    looks = dict(zip(PROTOCOLS, itertools.cycle(LOOKS), strict=False))
+    scale, n_rows = measure.unit.scale, len(averages)
+    styles = dict(zip(PROTOCOLS, itertools.cycle(PROTOCOL_STYLES), strict=False))
     markers = dict(zip(BASELINES, itertools.cycle(BASELINE_MARKERS), strict=False))
     for place, average in enumerate(averages):
         found = average.intervals.get(key)
         if found is None:
             continue
-        color, marker = looks[average.line.protocol]
+        color, marker = styles[average.row.protocol]
         # not clipped, so that a marker at 0 or 100 % is whole
-        style: dict[str, Any] = {"color": color, "clip_on": False, "label": average.line.protocol}
+        style: dict[str, Any] = {"color": color, "clip_on": False, "label": average.row.protocol}
         panel.plot([scale * found.low, scale * found.high], [place, place], linewidth=1.8, **style)
         panel.plot(scale * found.value, place, marker, **style)
         for name, value in average_baselines(average.scored, key).items():
@@ -851,20 +854,20 @@ def draw_measure(panel: Axes, averages: Sequence[LineAverages], key: MeasureKey)
     panel.set_xlabel(f"{measure.unit.suffix.strip()} ({direction} is better)".strip())
     if measure.unit.is_percent:
         panel.set_xlim(-2, 102)
-    panel.set_ylim(n_lines - 0.5, -0.5)
+    panel.set_ylim(n_rows - 0.5, -0.5)
     panel.grid(axis="x", color="#DDDDDD", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.tick_params(axis="y", length=0)
-    for place in range(1, n_lines):  # a rule between lines that cannot be compared
-        if averages[place].line[:2] != averages[place - 1].line[:2]:
+    for place in range(1, n_rows):  # a rule between rows that cannot be compared
+        if averages[place].row[:2] != averages[place - 1].row[:2]:
             panel.axhline(place - 0.5, color="#BBBBBB", linewidth=0.8)
 
 
 # ----------------------------------------------------------------------------- --difference
 
 
-def read_results(output: Path) -> list[EvaluatedRun]:
+def read_results_csv(output: Path) -> list[EvaluatedRun]:
     """Return the evaluations that results.csv lists."""
     path = output / "results.csv"
     try:
@@ -891,8 +894,8 @@ def read_results(output: Path) -> list[EvaluatedRun]:
     return results
 
 
-def find_line(name: str, results: Sequence[EvaluatedRun]) -> tuple[EvaluatedRun, ...]:
-    """Return the runs of the line, or part of a line, called `name`."""
+def find_row(name: str, results: Sequence[EvaluatedRun]) -> tuple[EvaluatedRun, ...]:
+    """Return the runs of the row, or part of a row, called `name`."""
     either = (True, False)
     found = tuple(
         result
@@ -901,12 +904,12 @@ def find_line(name: str, results: Sequence[EvaluatedRun]) -> tuple[EvaluatedRun,
     )
     if not found:
         names = sorted({result.cell.name(fold=False, seed=False) for result in results})
-        raise UserError(f"--difference: no line {name}. Available: {', '.join(names)}")
+        raise UserError(f"--difference: no row {name}. Available: {', '.join(names)}")
     return found
 
 
 def check_comparable(first: Sequence[EvaluatedRun], second: Sequence[EvaluatedRun]) -> None:
-    """Refuse two lines that were not evaluated on the same photos, with the reason."""
+    """Refuse two rows that were not evaluated on the same photos, and say why."""
     one, other = first[0].cell, second[0].cell
     folds = [sorted(str(run.cell.fold) for run in runs) for runs in (first, second)]
     if one.aspect != other.aspect:
@@ -920,13 +923,13 @@ def check_comparable(first: Sequence[EvaluatedRun], second: Sequence[EvaluatedRu
     else:
         return
     raise UserError(
-        f"--difference: lines cannot be compared: {reason}. Give two lines of the same aspect,"
+        f"--difference: rows cannot be compared: {reason}. Give two rows of the same aspect,"
         " protocol and folds"
     )
 
 
 def difference_text(names: Sequence[str], found: Mapping[MeasureKey, Difference]) -> str:
-    """Return what --difference prints."""
+    """Return the text that --difference prints."""
     lines = [f"{names[0]} minus {names[1]}", ""]
     lines.append(f"{'':32}{'difference':>14}  {'interval':24}{'people':>6}")
     for (task, key), one in found.items():
@@ -937,15 +940,17 @@ def difference_text(names: Sequence[str], found: Mapping[MeasureKey, Difference]
             f"{f'{TASKS[task].title}: {MEASURES[key].name}':32}{sign + unit.format(one.value):>14}"
             f"  {unit.format_interval(one.low, one.high):24}{one.n_people:6}  {verdict}"
         )
-    lines += ["", f"Paired bootstrap over people, {LEVEL} intervals, without correction"]
-    lines[-1] += " for multiple comparisons. Differences of % are percentage points."
-    return "\n".join(lines)
+    note = (
+        f"Paired bootstrap over people, {LEVEL} intervals, without correction for multiple"
+        " comparisons. Differences in % are percentage points."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def print_difference(config: CompareConfig) -> None:
-    """Print the paired differences of the two lines of --difference."""
-    results = read_results(config.output)
-    first, second = (find_line(name, results) for name in config.difference)
+    """Print the paired differences of the two rows of --difference."""
+    results = read_results_csv(config.output)
+    first, second = (find_row(name, results) for name in config.difference)
     check_comparable(first, second)
     scored = [tuple(run.scored for run in runs) for runs in (first, second)]
     print(difference_text(config.difference, paired_differences(scored[0], scored[1])))
@@ -989,7 +994,7 @@ def lock_output(output: Path) -> FileLock:
 
 
 def run_comparison(comparison: Comparison) -> int:
-    """Execute what is not finished, write and print the results; return the exit code."""
+    """Execute the unfinished runs, write and print the results; return the exit code."""
     output = comparison.config.output
     with lock_output(output):
         setup_logging(output / "compare.log")
@@ -997,7 +1002,7 @@ def run_comparison(comparison: Comparison) -> int:
         try:
             comparison.execute_all()
         except KeyboardInterrupt:
-            print("interrupted; the same command resumes", file=sys.stderr)
+            print("interrupted. Repeat the command to resume", file=sys.stderr)
             return 130
     print((output / "table.md").read_text(encoding="utf-8"))
     print(f"wrote results.csv, differences.csv, table.md and comparison.png to {output}")

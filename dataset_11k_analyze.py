@@ -1,11 +1,11 @@
-"""Count and plot the photos and people of 11k Hands; needs only HandInfo.csv.
+"""Count and plot the photos and people of 11k Hands; only HandInfo.csv is needed.
 
     python dataset_11k_analyze.py --input ./11k --output ./dataset_analysis
 
 writes <output>/counts.csv (question, subset, aspect, value, images, people) and a figure for each
 question, <output>/<question>.png: gender, age, age_group, skin_color, accessories, nail_polish,
-irregularities, images_per_person. It prints a summary. All counts are for the whole data set and
-for each hand aspect; for all photos, and for those without accessories (the published split).
+irregularities, images_per_person. It prints a summary. Counts cover the whole data set and each
+hand aspect, with all photos and with those without accessories (the published split).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import pandas as pd
 
 from data.tables import read_hand_info
 from dataset_11k import AGE_GROUPS, ASPECTS, DATA_URL, GENDERS, SKIN_COLORS, age_group
+from pages.figures import save_figure
 from utils import (
     UserError,
     atomic_write,
-    build_config,
-    build_parser,
     flag,
     one_line_errors,
+    parse_config,
     setup_logging,
 )
 
@@ -85,9 +85,11 @@ MAX_BINS = 20
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Command line of dataset_11k_analyze.py."""
+    """Flags of dataset_11k_analyze.py."""
 
-    input: Path = flag(Path("./11k"), "folder with HandInfo.csv; needs no photos", metavar="DIR")
+    input: Path = flag(
+        Path("./11k"), "folder with HandInfo.csv; photos are not needed", metavar="DIR"
+    )
     output: Path = flag(
         Path("./dataset_analysis"), "folder for counts.csv and the figures", metavar="DIR"
     )
@@ -96,8 +98,8 @@ class AnalyzeConfig:
 # ----------------------------------------------------------------------------- counts
 
 
-def answer(photos: pd.DataFrame, question: str) -> pd.Series:
-    """Return the answer of each photo, categorical with all possible answers in order.
+def photo_values(photos: pd.DataFrame, question: str) -> pd.Series:
+    """Return the value of each photo, categorical with all possible values in order.
 
     Args:
         photos: as `read_hand_info` returns them.
@@ -114,12 +116,12 @@ def answer(photos: pd.DataFrame, question: str) -> pd.Series:
     return pd.Series(pd.Categorical(texts, categories), index=photos.index)
 
 
-def count_answers(ids: pd.Series, answers: pd.Series) -> pd.DataFrame:
-    """Return columns value, images, people: a row for each possible answer, even with no photo.
+def count_values(ids: pd.Series, values: pd.Series) -> pd.DataFrame:
+    """Return columns value, images, people: a row for each possible value, even with no photo.
 
-    A person whose photos have different answers counts once for each answer.
+    A person whose photos have different values counts once for each value.
     """
-    counts = ids.groupby(answers, observed=False).agg(images="size", people="nunique")
+    counts = ids.groupby(values, observed=False).agg(images="size", people="nunique")
     return counts.rename_axis("value").reset_index()
 
 
@@ -132,14 +134,14 @@ def count_images_per_person(ids: pd.Series) -> pd.DataFrame:
 
 def count_all(hand_info: pd.DataFrame) -> pd.DataFrame:
     """Return all counts: columns question, subset, aspect, value (text), images, people."""
-    answers = hand_info[["id"]].assign(**{name: answer(hand_info, name) for name in QUESTIONS})
+    values = hand_info[["id"]].assign(**{name: photo_values(hand_info, name) for name in QUESTIONS})
     tables = []
     for subset, accessories in SUBSETS.items():
         kept = hand_info["accessories"].isin(accessories)
         for aspect in PANELS:
             here = kept if aspect == "all" else kept & (hand_info["aspectOfHand"] == PANELS[aspect])
-            photos = answers[here]
-            found = {name: count_answers(photos["id"], photos[name]) for name in QUESTIONS}
+            photos = values[here]
+            found = {name: count_values(photos["id"], photos[name]) for name in QUESTIONS}
             found[PER_PERSON] = count_images_per_person(photos["id"])
             for question, table in found.items():
                 place = {"question": question, "subset": subset, "aspect": aspect}
@@ -220,9 +222,9 @@ def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: 
 
     Args:
         axes: to draw in.
-        bars: see above.
+        bars: style -> columns height, filled, label.
         top: height of the highest bar among the axes that share a scale.
-        labels: all counts of these axes, which are then written in the same way.
+        labels: labels of all axes that share a layout.
     """
     values = next(iter(bars.values())).index
     width, height = (side * 72 / axes.figure.dpi for side in axes.bbox.size)
@@ -231,8 +233,8 @@ def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: 
     flat = max(text_width(word) for label in labels for word in label.split(" ")) < slot
     fits = flat or slot > 1.1 * FONT
     room = 2.6 * FONT if flat else fits * max(map(text_width, labels))
-    manner: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": FONT, "linespacing": 1.0}
-    manner |= {"textcoords": "offset points", "rotation": 0 if flat else 90}
+    text_style: dict[str, Any] = {"ha": "center", "va": "bottom", "textcoords": "offset points"}
+    text_style |= {"fontsize": FONT, "linespacing": 1.0, "rotation": 0 if flat else 90}
     for i, (style, table) in enumerate(bars.items()):
         x = [k + 0.9 * ((i + 0.5) / len(bars) - 0.5) for k in range(len(values))]
         for part, look in (("height", STYLES[style] | HOLLOW), ("filled", STYLES[style])):
@@ -240,7 +242,7 @@ def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: 
         for place, bar, label in zip(x, table["height"], table["label"], strict=True):
             if fits:
                 text = label.replace(" ", "\n") if flat else label
-                axes.annotate(text, (place, bar), (0, 2), **manner)
+                axes.annotate(text, (place, bar), (0, 2), **text_style)
     axes.set(xlim=(-0.6, len(values) - 0.4), ylim=(0, top * height / (height - room - 6)))
     axes.locator_params(axis="y", integer=True, nbins=7)
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1.1 * top])
@@ -251,7 +253,7 @@ def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: 
 def draw_panels(
     panels: dict[str, Axes], bars: dict[str, dict[str, pd.DataFrame]], titles: dict[str, str]
 ) -> None:
-    """Draw the bars of every aspect: one scale for the four, another for the whole data set."""
+    """Draw the bars: the four aspects share a scale, the whole data set has its own."""
     for group in (["all"], list(ASPECTS)):
         tables = pd.concat([table for aspect in group for table in bars[aspect].values()])
         top, labels = max(tables["height"], default=0), set(tables["label"])
@@ -268,7 +270,7 @@ def draw_panels(
 
 
 def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
-    """Plot the shares of photos and people that have each answer to a question.
+    """Plot the shares of photos and people with each value of a question.
 
     Args:
         counts: as `count_all` returns it.
@@ -301,8 +303,7 @@ def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
         },
     )
     draw_panels(panels, bars, titles)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save_figure(figure, path, dpi=150)
 
 
 def bin_people(table: pd.DataFrame, largest: int) -> pd.DataFrame:
@@ -349,17 +350,14 @@ def plot_images_per_person(counts: pd.DataFrame, path: Path) -> None:
         },
     )
     draw_panels(panels, bars, titles)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save_figure(figure, path, dpi=150)
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
-    parser = build_parser(AnalyzeConfig, __doc__)
-    config = build_config(parser, AnalyzeConfig, vars(parser.parse_args(argv)))
+    config = parse_config(AnalyzeConfig, __doc__, argv)
     setup_logging()
-
     source = config.input / "HandInfo.csv"
     hand_info = read_hand_info(source)
     if hand_info.empty:

@@ -155,7 +155,7 @@ def templates() -> Environment:
 
 
 def baseline_table(lines: Sequence[wording.Headline]) -> Table:
-    """Return the headline numbers beside their baselines."""
+    """Return the headline numbers with their baselines."""
     used = dict.fromkeys(key for line in lines for key in line.baselines)
     rows = []
     for line in lines:

@@ -17,8 +17,8 @@ from benchmark import (
     VARIANTS,
     BenchmarkConfig,
     Trainer,
+    speed_table,
     speed_up,
-    summarise,
 )
 from train import TrainConfig
 
@@ -105,7 +105,7 @@ def test_speed_up_is_paired_by_round() -> None:
         for variant, value in zip(VARIANTS, values, strict=True)
     ]
     samples.append(sample(0, "optimised", "compilation", 5.0))
-    table = summarise(samples).set_index("quantity")
+    table = speed_table(samples).set_index("quantity")
     assert list(table["unit"]) == ["photos/s", "s", "MB", "s"]
     assert list(table["baseline"][:3]) == [10.0] * 3
     assert list(table["optimised"]) == [40.0, 40.0, 40.0, 5.0]

@@ -216,9 +216,11 @@ def test_two_backbones_under_two_protocols(
             assert line["identity_rank_1"] == identity["matching"]["all_pairs"]["rank_1"]
             assert line["identity_rank_1_chance"] == 1 / 2  # two people a fold
             assert np.isnan(line["identity_balanced_accuracy"])
-    for result in compare.read_results(output):  # one run has the interval that test.py computed
+    for result in compare.read_results_csv(
+        output
+    ):  # one run has the interval that test.py computed
         columns = compare.headline_columns(result.metrics["tasks"])
-        averages = compare.LineAverages(result.cell.line, (result,), 3)
+        averages = compare.RowAverages(result.cell.row, (result,), 3)
         assert len(averages.intervals) >= 5
         for measure, found in averages.intervals.items():
             stored = [columns[f"{'_'.join(measure)}{end}"] for end in ("", "_low", "_high")]
@@ -400,9 +402,9 @@ def made_up_run(folder: Path, cell: Cell, skill: float = 1.0, **more: Any) -> Ev
 
 def write_all(results: Sequence[EvaluatedRun], output: Path) -> dict[str, Any]:
     """Write what compare.py writes about results; return the tables."""
-    averages = compare.average_lines(results, output)
+    averages = compare.average_rows(results, output)
     differences = compare.differences_table(averages)
-    recipes = {average.line: "--N_epochs 3" for average in averages}
+    recipes = {average.row: "--N_epochs 3" for average in averages}
     compare.write_csv(compare.results_table(results, output), output / "results.csv")
     compare.plot_comparison(averages, output / "comparison.png")
     text = compare.table_text(averages, recipes, differences, 0)
@@ -438,7 +440,7 @@ def test_the_tables_average_folds_and_seeds_and_name_what_is_missing(tmp_path: P
     assert gender["significant"]
 
 
-def test_lines_of_the_table_can_be_compared_by_name(
+def test_rows_of_the_table_can_be_compared_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = [("net", 0, 1), ("net", 1, 1), ("better", 0, 1)]
@@ -456,7 +458,7 @@ def test_lines_of_the_table_can_be_compared_by_name(
     for other, reason in {
         "dorsal_dr-paper-net": "different protocols",
         "dorsal_dr-subject-disjoint-net": r"different folds (0; 0 1)",
-        "palmar_pr-paper-net": "no line palmar_pr-paper-net. Available: dorsal_dr-paper-net, ",
+        "palmar_pr-paper-net": "no row palmar_pr-paper-net. Available: dorsal_dr-paper-net, ",
     }.items():
         assert compare.main([*command, names[0], other]) == 1
         assert reason in last_error(capsys)
@@ -521,7 +523,7 @@ def test_the_figure_is_not_cut_off(n_backbones: int, tmp_path: Path) -> None:
         assert edge.min() == 255
     assert {baseline.name for baseline in BASELINES.values()}  # the legend has a marker for each
     assert len(compare.BASELINE_MARKERS) >= len(BASELINES)
-    assert len(compare.LOOKS) >= len(PROTOCOLS)
+    assert len(compare.PROTOCOL_STYLES) >= len(PROTOCOLS)
 
 
 @pytest.mark.parametrize(
@@ -534,10 +536,10 @@ def test_the_figure_is_not_cut_off(n_backbones: int, tmp_path: Path) -> None:
 )
 def test_results_that_cannot_be_read_are_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not found: .*results.csv. Give the --output"):
-        compare.read_results(tmp_path)
+        compare.read_results_csv(tmp_path)
     (tmp_path / "results.csv").write_text(text)
     with pytest.raises(UserError, match=r"cannot read .*results.csv"):
-        compare.read_results(tmp_path)
+        compare.read_results_csv(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", None])
@@ -575,7 +577,7 @@ def test_ctrl_c_ends_the_runs_and_the_same_command_resumes(root: Path, tmp_path:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(timeout=60) == 130
-    assert (tmp_path / "said").read_text().endswith("interrupted; the same command resumes\n")
+    assert (tmp_path / "said").read_text().endswith("interrupted. Repeat the command to resume\n")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert [epochs_of(folder) for folder in folders] == [list(range(1, 41))] * 2
