@@ -496,7 +496,7 @@ def plot_speeds(summary: pd.DataFrame, path: Path) -> None:
     save_figure(figure, path)
 
 
-def write_results(
+def write_samples(
     config: BenchmarkConfig, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write benchmark.json with the samples measured so far."""
@@ -526,7 +526,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in itertools.product(config.backbones, config.batch_sizes):
             for sample in measure_case(config, *case, Path(folder)):
                 samples.append(sample)
-                write_results(config, facts, samples)
+                write_samples(config, facts, samples)
     summary = speed_table(samples)
     print(f"medians of {config.rounds} rounds, in which baseline and optimised alternate\n")
     print(summary.to_string(index=False, na_rep="", float_format=format_number))

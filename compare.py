@@ -713,30 +713,30 @@ def measures_of(averages: Sequence[RowAverages]) -> list[MeasureKey]:
     return [(task, key) for task in TASKS for key in MEASURES if (task, key) in found]
 
 
-def markdown_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a heading and a table."""
     table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join([f"## {title}", "", *table, ""])
 
 
-def runs_table(averages: Sequence[RowAverages], recipes: Mapping[TableRow, str]) -> str:
+def runs_section(averages: Sequence[RowAverages], recipes: Mapping[TableRow, str]) -> str:
     """Return the part of table.md about runs: what is averaged, and how it was trained."""
-    head = ["backbone", "hand", "protocol", "averaged over", "photos", "settings"]
+    head = ["backbone", "aspect", "protocol", "averaged over", "photos", "settings"]
     rows = []
     for average in averages:
         recipe = recipes[average.row]
         settings = f"`{recipe}`" if recipe else "defaults of train.py"
         rows.append([*average.cells, average.averaged_over, str(average.n_images), settings])
-    return markdown_table("Runs", head, rows)
+    return markdown_section("Runs", head, rows)
 
 
-def measure_table(averages: Sequence[RowAverages], key: MeasureKey) -> str:
+def measure_section(averages: Sequence[RowAverages], key: MeasureKey) -> str:
     """Return the part of table.md about one measure, with its baselines."""
     measure, unit = MEASURES[key[1]], MEASURES[key[1]].unit
     shown = [average for average in averages if key in average.intervals]
     averaged = [average_baselines(average.scored, key) for average in shown]
     baselines = [name for name in BASELINES if any(name in values for values in averaged)]
-    head = ["backbone", "hand", "protocol", "people", measure.name]
+    head = ["backbone", "aspect", "protocol", "people", measure.name]
     head += [BASELINES[name].name for name in baselines]
     rows = []
     for average, values in zip(shown, averaged, strict=True):
@@ -744,7 +744,7 @@ def measure_table(averages: Sequence[RowAverages], key: MeasureKey) -> str:
         value = f"{unit.format(found.value)} ({unit.format_interval(found.low, found.high)})"
         others = [unit.format(values.get(name)) for name in baselines]
         rows.append([*average.cells, str(found.n_people), value, *others])
-    return markdown_table(f"{TASKS[key[0]].title}: {measure.name}", head, rows)
+    return markdown_section(f"{TASKS[key[0]].title}: {measure.name}", head, rows)
 
 
 def table_text(
@@ -762,8 +762,8 @@ def table_text(
         n_missing: number of runs that are not finished.
     """
     parts = [f"**Incomplete: {n_missing} runs are not finished.**\n"] if n_missing else []
-    parts.append(runs_table(averages, recipes))
-    parts += [measure_table(averages, key) for key in measures_of(averages)]
+    parts.append(runs_section(averages, recipes))
+    parts += [measure_section(averages, key) for key in measures_of(averages)]
     notes = NOTES
     for baseline in BASELINES.values():
         notes += f"- Baseline {baseline.name}: {baseline.explanation}\n"

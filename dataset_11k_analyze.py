@@ -164,7 +164,7 @@ def spread_per_person(counts: pd.DataFrame, subset: str, aspect: str) -> str:
     return f"{each.min()}-{each.median():g}-{each.max()}" if len(each) else "none"
 
 
-def summarize(counts: pd.DataFrame) -> pd.DataFrame:
+def summary_table(counts: pd.DataFrame) -> pd.DataFrame:
     """Return the most important counts, one line for each subset and aspect."""
     lines = {}
     for subset in SUBSETS:
@@ -237,8 +237,8 @@ def draw_bars(axes: Axes, bars: dict[str, pd.DataFrame], *, top: float, labels: 
     text_style |= {"fontsize": FONT, "linespacing": 1.0, "rotation": 0 if flat else 90}
     for i, (style, table) in enumerate(bars.items()):
         x = [k + 0.9 * ((i + 0.5) / len(bars) - 0.5) for k in range(len(values))]
-        for part, look in (("height", STYLES[style] | HOLLOW), ("filled", STYLES[style])):
-            axes.bar(x, table[part], 0.84 / len(bars), linewidth=0.7, **look)
+        for part, bar_style in (("height", STYLES[style] | HOLLOW), ("filled", STYLES[style])):
+            axes.bar(x, table[part], 0.84 / len(bars), linewidth=0.7, **bar_style)
         for place, bar, label in zip(x, table["height"], table["label"], strict=True):
             if fits:
                 text = label.replace(" ", "\n") if flat else label
@@ -368,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for question in QUESTIONS:
         plot_shares(counts, config.output / f"{question}.png", question=question)
     plot_images_per_person(counts, config.output / f"{PER_PERSON}.png")
-    print(summarize(counts).to_string())
+    print(summary_table(counts).to_string())
     figures = ", ".join(f"{question}.png" for question in (*QUESTIONS, PER_PERSON))
     print(f"wrote to {config.output}: counts.csv, {figures}")
     return 0

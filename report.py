@@ -47,7 +47,7 @@ class ReportConfig:
             raise ValueError(f"no such folder: --photos {self.photos}")
 
 
-def find_photos(config: ReportConfig, folder: Path) -> tuple[Path | None, str]:
+def photo_folder(config: ReportConfig, folder: Path) -> tuple[Path | None, str]:
     """Return the folder of the photos of an evaluation, or None and the reason."""
     if config.no_photos or config.photos is not None:
         return config.photos, ""
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
     config = parse_config(ReportConfig, __doc__, argv)
     if config.results is not None:
-        photos, why_none = find_photos(config, config.results)
+        photos, why_none = photo_folder(config, config.results)
         written = write_report(config.results, photos=photos, why_none=why_none)
     else:
         assert config.run_dir is not None

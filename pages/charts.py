@@ -25,9 +25,9 @@ from pages.figures import (
     CELL_CLASSES,
     Curve,
     IntervalRow,
-    draw_ages,
     draw_confusion,
     draw_det,
+    draw_expected_ages,
     draw_intervals,
     draw_lines,
     draw_people_bars,
@@ -245,7 +245,7 @@ def age_chart(predicted: ClassPredictions, names: Sequence[str]) -> Chart | None
     ]
     return Chart(
         "",
-        draw_ages(ages, expected, people),
+        draw_expected_ages(ages, expected, people),
         f"Scatter plot of expected against true age of {len(ages)} photos; mean absolute error"
         f" {YEARS.format(found['error'].mean())}.",
         "On the grey line the expected age is the true age. Expected ages lie between the mean"

@@ -335,7 +335,7 @@ def draw_reliability(before: Reliability, after: Reliability) -> Figure:
     return figure
 
 
-def draw_ages(ages: np.ndarray, expected: np.ndarray, people: np.ndarray) -> Figure:
+def draw_expected_ages(ages: np.ndarray, expected: np.ndarray, people: np.ndarray) -> Figure:
     """Draw expected against true age in years: a dot per photo, a diamond per person's mean."""
     figure, axes = new_figure(WIDTH)
     both = np.concatenate([ages, expected])

@@ -130,7 +130,7 @@ def test_images_of_every_question_add_up(counts: pd.DataFrame) -> None:
 
 
 def test_summary(counts: pd.DataFrame) -> None:
-    table = analyze.summarize(counts)
+    table = analyze.summary_table(counts)
     assert len(table) == 10
     lines = {place: list(line.values()) for place, line in table.T.to_dict().items()}
     assert lines["all", "all"] == [8, 3, "5 (2)", "3 (1)", "20-75", "1-3-4"]

@@ -98,6 +98,6 @@ def test_few_people_are_hollow_and_headings_have_no_dot() -> None:
 
 def test_a_person_is_a_diamond_at_the_mean_of_the_photos() -> None:
     ages, people = np.array([20.0, 20, 40]), np.array(["a", "a", "b"])
-    figure = figures.draw_ages(ages, np.array([18.0, 24, 35]), people)
+    figure = figures.draw_expected_ages(ages, np.array([18.0, 24, 35]), people)
     diamonds = figure.axes[0].lines[2]
     assert np.asarray(diamonds.get_data()).T.tolist() == [[20, 21], [40, 35]]
