@@ -23,6 +23,7 @@ and prints the numbers of photos and people. Protocols:
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,10 +37,12 @@ import pandas as pd
 from PIL import Image
 
 from data.splits import (
-    LEAK_FRAMES,
+    LEAKAGE,
     PROTOCOLS,
     SplitFiles,
     check_photos,
+    check_spelling,
+    duplicate_digests,
     frame_numbers,
     is_known,
     leakage,
@@ -49,10 +52,12 @@ from data.splits import (
 )
 from data.tables import (
     further_columns,
+    other_spelling,
     parse_samples,
     read_csv,
     read_hand_info,
     read_people,
+    warn_of_similar_ids,
 )
 from dataset_11k import ASPECTS, SKIN_COLORS, TASKS, class_names, split_columns
 from utils import (
@@ -243,6 +248,8 @@ def source_of_folders(folder: Path) -> Source:
             (table["id"], people["id"], f"{folder} has people without labels in people.csv"),
         ):
             unknown = sorted(set(one) - set(other))
+            if found := other_spelling(unknown, set(other) - set(one)):
+                raise UserError(f"{place}: {found}. Make the names equal")
             if unknown:
                 logger.warning("%s: %s", place, ", ".join(unknown))
         table = table.merge(people, on="id", how="left").fillna("")
@@ -467,10 +474,13 @@ def draw_splits(
     }
 
 
-def without_missing(splits: dict[str, AspectSplit], photos: Path) -> dict[str, AspectSplit]:
+def without_missing(
+    splits: dict[str, AspectSplit], photos: Path, listing: Path
+) -> dict[str, AspectSplit]:
     """Return the splits without photos that are not in the folder; nobody changes splits."""
     everything = pd.concat([split.samples for split in splits.values()])
     missing = missing_photos(everything, photos)
+    check_spelling(missing, everything, photos, listing)
     if len(missing) == len(everything):
         raise UserError(f"none of {len(everything)} photos: {photos}. Copy the photos there")
     logger.info("--skip_missing left out %d of %d photos", len(missing), len(everything))
@@ -577,7 +587,7 @@ def count_groups(samples: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
-def leakage_table(splits: dict[str, AspectSplit]) -> pd.DataFrame:
+def leakage_table(splits: dict[str, AspectSplit], digests: dict[str, str]) -> pd.DataFrame:
     """Return a line for each aspect, fold and split.
 
     Columns: aspect, fold, side (the split), those of `leakage` (empty for train), people, photos,
@@ -586,11 +596,11 @@ def leakage_table(splits: dict[str, AspectSplit]) -> pd.DataFrame:
     lines = []
     for aspect, fold, _, parts in each_fold(splits):
         for name, samples in parts.items():
-            leaked = {} if name == "train" else leakage(samples, parts["train"])
+            leaked = {} if name == "train" else leakage(samples, parts["train"], digests)
             line: dict[str, Any] = {"aspect": aspect, "fold": fold, "side": name, **leaked}
             line |= {"people": samples["id"].nunique(), "photos": len(samples)}
             lines.append(line | count_groups(samples))
-    leading = ["aspect", "fold", "side", "person_in_train", *(f"within_{n}" for n in LEAK_FRAMES)]
+    leading = ["aspect", "fold", "side", *LEAKAGE]
     table = pd.DataFrame(lines)
     return table[[*leading, *table.columns.difference(leading, sort=False)]]
 
@@ -683,8 +693,11 @@ def print_splits(splits: dict[str, AspectSplit], leaked: pd.DataFrame, protocol:
     *_, reported = PROTOCOLS[protocol].splits
     print(summarize(splits).to_string())
     shares = leaked[leaked["side"] == reported].set_index(["aspect", "fold"])
-    shares = shares[["person_in_train", *(f"within_{n}" for n in LEAK_FRAMES)]] * 100
-    print(f"\n% of {reported} photos with the same person, or a frame within n numbers, in train:")
+    shares = shares[list(LEAKAGE)] * 100
+    print(
+        f"\n% of {reported} photos with the same person, a frame within n numbers, or the same"
+        " file in train:"
+    )
     print(shares.to_string(float_format="%.1f", na_rep="-"))
 
     print("\npeople/photos in each split:")
@@ -709,6 +722,27 @@ def warn_of_unnumbered(samples: pd.DataFrame) -> None:
             " unknown, and the leakage table ignores them",
             *(len(unnumbered), unnumbered.iloc[0]),
         )
+
+
+def warn_of_identical(splits: dict[str, AspectSplit], photos: Path) -> dict[str, str]:
+    """Log photos of different splits that are the same file; return `duplicate_digests` of all."""
+    digests: dict[str, str] = {}
+    for aspect, fold, samples, parts in each_fold(splits):
+        if not fold:
+            digests |= duplicate_digests(samples["name"], photos)
+        names = [part["name"][part["name"].isin(digests)] for part in parts.values()]
+        pairs = [
+            pair
+            for one, other in itertools.combinations(names, 2)
+            for pair in itertools.product(one, other)
+            if digests[pair[0]] == digests[pair[1]]
+        ]
+        if pairs:
+            logger.warning(
+                "%s, fold %s: %d pairs of identical photos are in two splits (first: %s, %s)",
+                *(aspect, fold, len(pairs), *pairs[0]),
+            )
+    return digests
 
 
 def print_train_command(splits: dict[str, AspectSplit], root: Path, protocol: str) -> None:
@@ -737,15 +771,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     n_folds = config.folds or PROTOCOLS[config.protocol].folds
     everything = pd.concat(source.by_aspect.values())
     warn_of_unnumbered(everything)
+    warn_of_similar_ids(everything, source.listing)
     splits = draw_splits(source.by_aspect, config.protocol, n_folds=n_folds, seed=seed)
     if config.skip_missing:
-        splits = without_missing(splits, source.photos)
+        splits = without_missing(splits, source.photos, source.listing)
     else:
         check_photos(everything, source.photos, source.listing)
     check_not_empty(splits, config.protocol)
 
     files = SplitFiles(source.root, "", config.protocol)
-    leaked = leakage_table(splits)
+    leaked = leakage_table(splits, warn_of_identical(splits, source.photos))
     tables = list(split_tables(splits, source, config.protocol, seed))
     check_no_other_folds(path for path, _ in tables)
     tables += attributes_tables(splits, source, config)

@@ -28,6 +28,7 @@ from data.splits import (
     SplitFiles,
     check_photos,
     describe_overlap,
+    duplicate_digests,
     fingerprint,
     frame_numbers,
     leakage,
@@ -411,7 +412,9 @@ def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
         unchanged = fingerprint(scope.samples) == state["fingerprints"].get(split)
     trained = training_samples(state, scope)
     if trained is not None and split != "train":
-        leaked = leakage(scope.samples, trained)
+        names = pd.concat([scope.samples["name"], trained["name"]])
+        digests = duplicate_digests(names, scope.files.photos)
+        leaked = leakage(scope.samples, trained, digests)
     calibrated = split == "val" and not scope.cross_hand and bool(state["temperature"])
     cross = {
         "trained_on": state["aspect"],

@@ -316,7 +316,11 @@ def build_loaders(
         if config.cache:
             cache_dir = config.cache_dir or data.folder.parent / "cache"
             attach_cache(
-                dataset, data.photo_names, cache_dir=cache_dir, num_workers=config.num_workers
+                dataset,
+                data.photo_names,
+                sources=data.sources,
+                cache_dir=cache_dir,
+                num_workers=config.num_workers,
             )
         if resolved.by_batch or not train:
             copy_to_device(dataset, distributed.device)

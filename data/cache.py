@@ -21,12 +21,15 @@ from PIL import features
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from data.splits import lines_of
 from dataset_11k import HandsDataset, collate
 from utils import UserError, atomic_write, logger
 
 MAX_CACHE_GB = 50  # least recently used files beyond this total are deleted
 
 DECODE_BATCH = 16  # photos that a worker decodes at a time
+
+N_NAMED = 5  # broken photos that a message names
 
 DEVICE_SHARE = 4  # a copy on the GPU takes at most a quarter of its free memory
 
@@ -56,6 +59,7 @@ class PhotoFiles(Dataset[np.ndarray | str]):
     """Decode photos for the cache; a broken photo gives its error message instead of pixels."""
 
     def __init__(self, dataset: HandsDataset, names: Sequence[str]) -> None:
+        self.names = names
         self.paths = [dataset.folder / name for name in names]
         self.reader = dataset.reader
 
@@ -85,8 +89,8 @@ def cache_path(dataset: HandsDataset, names: Sequence[str], cache_dir: Path) -> 
     return cache_dir / f"{dataset.reader.shape[0]}px-{digest}.npy"
 
 
-def decode(photos: PhotoFiles, num_workers: int) -> Iterator[np.ndarray]:
-    """Yield the pixels of all photos, in order.
+def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Iterator[np.ndarray]:
+    """Yield the pixels of all photos, in order; `sources` are the CSVs that list them.
 
     Raises:
         UserError: photos cannot be decoded; raised after the last photo, so that it counts all.
@@ -98,20 +102,23 @@ def decode(photos: PhotoFiles, num_workers: int) -> Iterator[np.ndarray]:
         collate_fn=collate,
         generator=torch.Generator(),  # the default is the global generator
     )
-    broken = []
+    broken: dict[str, str] = {}  # name -> message
     with tqdm(total=len(photos), desc="decode", unit="photo", leave=False, disable=None) as bar:
-        for photo in (photo for batch in loader for photo in batch):
+        decoded = (photo for batch in loader for photo in batch)
+        for name, photo in zip(photos.names, decoded, strict=True):
             if isinstance(photo, str):
-                broken.append(photo)
+                broken[name] = photo
             elif not broken:
                 yield photo
             bar.update()
     if broken:
-        others = f" (and {len(broken) - 1} other photos)" if len(broken) > 1 else ""
-        raise UserError("; ".join(broken[:3]) + others)
+        lines = lines_of(list(broken), sources)
+        first = [f"{broken[name]} ({lines.get(name)})" for name in list(broken)[:N_NAMED]]
+        others = f"; and {len(broken) - len(first)} others" if len(broken) > len(first) else ""
+        raise UserError("; ".join(first) + others)
 
 
-def build(path: Path, photos: PhotoFiles, num_workers: int) -> None:
+def build(path: Path, photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> None:
     """Decode `photos` into the cache file `path`, which appears when it is complete."""
     shape = (len(photos), *photos.reader.shape)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
@@ -122,7 +129,7 @@ def build(path: Path, photos: PhotoFiles, num_workers: int) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         # Written in order, not through a map: a full disk is then an error instead of a crash.
         np.lib.format.write_array_header_1_0(file, header)
-        for photo in decode(photos, num_workers):
+        for photo in decode(photos, sources, num_workers):
             file.write(photo.tobytes())
 
 
@@ -141,7 +148,12 @@ def prune(cache_dir: Path) -> None:
 
 
 def attach_cache(
-    dataset: HandsDataset, photo_names: Sequence[str], *, cache_dir: Path, num_workers: int
+    dataset: HandsDataset,
+    photo_names: Sequence[str],
+    *,
+    sources: Sequence[Path] = (),
+    cache_dir: Path,
+    num_workers: int,
 ) -> None:
     """Let a dataset read decoded photos from a cache file, which is built if it does not exist.
 
@@ -150,6 +162,7 @@ def attach_cache(
     Args:
         dataset: of a split.
         photo_names: photos of the whole aspect, whose splits and folds share the file.
+        sources: the CSVs that list them, for messages.
         cache_dir: folder of the cache files.
         num_workers: number of processes that decode.
 
@@ -164,7 +177,7 @@ def attach_cache(
                 for remnant in cache_dir.glob(f".{path.stem}.*"):  # of a killed process
                     remnant.unlink()
                 if not path.is_file():
-                    build(path, PhotoFiles(dataset, photo_names), num_workers)
+                    build(path, PhotoFiles(dataset, photo_names), sources, num_workers)
             prune(cache_dir)
         with suppress(OSError):  # the folder may be read-only
             os.utime(path)  # for `prune`

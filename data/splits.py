@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.tables import read_samples, split_command, warn_of_unusual_ages
+from data.tables import (
+    other_spelling,
+    photo_names,
+    read_csv,
+    read_samples,
+    split_command,
+    warn_of_similar_ids,
+    warn_of_unusual_ages,
+)
 from dataset_11k import TASKS, LabelSpace, split_columns
 from utils import UserError, logger
 
@@ -61,6 +70,9 @@ PROTOCOLS = {
 
 LEAK_FRAMES = (1, 2, 5)  # distances in frame numbers; neighbouring frames are near-duplicates
 
+# What `leakage` returns.
+LEAKAGE = ("person_in_train", *(f"within_{n}" for n in LEAK_FRAMES), "identical_in_train")
+
 
 # ----------------------------------------------------------------------------- samples
 
@@ -105,12 +117,21 @@ def permute_labels(samples: pd.DataFrame, everyone: pd.DataFrame, seed: int) -> 
     return samples.assign(**{column: permuted[column].to_numpy() for column in columns})
 
 
-def leakage(samples: pd.DataFrame, train: pd.DataFrame) -> dict[str, float]:
+def leakage(
+    samples: pd.DataFrame, train: pd.DataFrame, digests: Mapping[str, str]
+) -> dict[str, float]:
     """Return the fractions of a split's photos that are close to photos in train.
 
     person_in_train: the person has photos in train. within_<n>: one of these is at most n frame
-    numbers away, among the photos with a number. NaN without such photos.
+    numbers away, among the photos with a number. NaN without such photos. identical_in_train:
+    train has the same file under another name.
+
+    Args:
+        samples: photos of the split.
+        train: photos of train.
+        digests: of both, as `duplicate_digests` returns them.
     """
+    contents, trained_contents = (part["name"].map(digests) for part in (samples, train))
     numbered, trained = (
         part.assign(number=frame_numbers(part["name"]))
         .dropna(subset="number")
@@ -129,6 +150,7 @@ def leakage(samples: pd.DataFrame, train: pd.DataFrame) -> dict[str, float]:
     return {
         "person_in_train": samples["id"].isin(train["id"]).mean(),
         **{f"within_{n}": (distance <= n).mean() for n in LEAK_FRAMES},
+        "identical_in_train": contents.isin(trained_contents.dropna()).mean(),
     }
 
 
@@ -234,6 +256,7 @@ def missing_photos(samples: pd.DataFrame, folder: Path) -> list[str]:
 def check_photos(samples: pd.DataFrame, folder: Path, source: Path) -> None:
     """Refuse samples without a photo in `folder`; `source` is the CSV that lists them."""
     missing = missing_photos(samples, folder)
+    check_spelling(missing, samples, folder, source)
     if missing:
         others = ", ..." if len(missing) > 5 else ""
         raise UserError(
@@ -241,6 +264,43 @@ def check_photos(samples: pd.DataFrame, folder: Path, source: Path) -> None:
             f" {', '.join(missing[:5])}{others}. Restore them or rerun"
             " dataset_11k_split.py with --skip_missing"
         )
+
+
+def check_spelling(
+    missing: Sequence[str], samples: pd.DataFrame, folder: Path, source: Path
+) -> None:
+    """Refuse missing photos that `folder` has in another spelling; else their labels are lost."""
+    if not missing:
+        return
+    files = (path.relative_to(folder).as_posix() for path in folder.glob("**/*"))
+    if found := other_spelling(missing, set(files) - set(samples["name"])):
+        raise UserError(f"a photo of {source} {found} in {folder}. Make the names equal")
+
+
+def duplicate_digests(names: Iterable[str], folder: Path) -> dict[str, str]:
+    """Return the hash of every photo that another photo of `names` equals byte for byte."""
+    by_size: dict[int, list[str]] = {}
+    for name in dict.fromkeys(names):
+        with suppress(OSError):  # it need not exist
+            by_size.setdefault((folder / name).stat().st_size, []).append(name)
+    by_digest: dict[str, list[str]] = {}
+    for alike in by_size.values():
+        for name in alike if len(alike) > 1 else ():
+            digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            by_digest.setdefault(digest, []).append(name)
+    equal = ((digest, found) for digest, found in by_digest.items() if len(found) > 1)
+    return {name: digest for digest, found in equal for name in found}
+
+
+def lines_of(names: Sequence[str], sources: Iterable[Path]) -> dict[str, str]:
+    """Return the first CSV and line that list each photo, such as `train.csv line 3`."""
+    found: dict[str, str] = {}
+    for source in sources:
+        table = read_csv(source, ("image_path",), "")
+        listed = photo_names(table["image_path"])
+        for line, name in listed[listed.isin(names)].items():
+            found.setdefault(name, f"{source} line {line}")
+    return found
 
 
 # ----------------------------------------------------------------------------- data of a run
@@ -255,6 +315,7 @@ class Data:
     label_space: LabelSpace
     fingerprints: dict[str, str]  # of every split, test included
     photo_names: list[str]  # of the whole aspect, all folds and splits
+    sources: list[Path]  # the CSVs that list them
 
 
 def check_fold(files: SplitFiles) -> None:
@@ -293,9 +354,11 @@ def check_splits(
         for source, people in sources.items():
             outside = part[~part["id"].isin(people["id"])]
             if len(outside):
+                found = other_spelling(outside["id"], people["id"])
                 raise UserError(
                     f"{outside['id'].iloc[0]} (photo {outside['name'].iloc[0]}) is in"
-                    f" {files.split(split)} but not in {source}. {again}"
+                    f" {files.split(split)} but not in {source}{found and f', where {found}'}."
+                    f" {again}"
                 )
     for one, other in itertools.combinations(samples, 2):
         for column in ("name", "id") if disjoint else ("name",):
@@ -305,6 +368,26 @@ def check_splits(
                     f"{both.iloc[0]} is in two splits: {files.split(one)} and"
                     f" {files.split(other)}. {again}"
                 )
+    for split, part in samples.items():
+        check_same_labels(part, everyone, files.split(split), files.attributes, again)
+
+
+def check_same_labels(
+    part: pd.DataFrame, everyone: pd.DataFrame, source: Path, attributes: Path, what_next: str
+) -> None:
+    """Refuse a photo with two ids, or a person with two labels, in two files."""
+    for column in split_columns()[1:]:
+        key = "name" if column == "id" else "id"
+        known = part[is_known(part[column])]
+        labels = everyone[is_known(everyone[column])].groupby(key)[column].first()
+        other = known[key].map(labels)
+        wrong = known[is_known(other) & (other != known[column])]
+        if len(wrong):
+            first = wrong.iloc[0]
+            raise UserError(
+                f"two values of {column} for {first[key]}: {attributes} has"
+                f" {other[wrong.index[0]]}, {source} has {first[column]}. {what_next}"
+            )
 
 
 def choose_tasks(train: pd.DataFrame, tasks: Sequence[str], source: Path) -> list[str]:
@@ -350,6 +433,7 @@ def read_data(
     samples = {split: read_samples(files.split(split)) for split in PROTOCOLS[protocol].splits}
     everyone = read_samples(attributes_file)
     warn_of_unusual_ages(everyone, attributes_file)
+    warn_of_similar_ids(everyone, attributes_file)
     check_splits(samples, everyone, files)
     for split in ("train", "val"):
         check_photos(samples[split], files.photos, files.split(split))
@@ -367,6 +451,7 @@ def read_data(
         LabelSpace.of_samples(everyone if protocol == "paper" else samples["train"], tasks),
         {split: fingerprint(part) for split, part in samples.items()},
         [name for name in listed["name"] if name not in absent],
+        [*map(files.split, samples), attributes_file],
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +160,38 @@ def parse_labels(table: pd.DataFrame, path: Path) -> dict[str, pd.Series]:
             )
     numbers = [task.column for task in TASKS.values() if task.in_years]
     return columns | {column: pd.to_numeric(columns[column]) for column in numbers}
+
+
+def spelling_key(name: str) -> str:
+    """Return a name without what spreadsheets and file systems change in it.
+
+    Names of one key differ in Unicode form, case or leading zeros only.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", folded)
+
+
+def other_spelling(names: Iterable[str], others: Iterable[str]) -> str:
+    """Return a text on the first of `names` that `others` has in another spelling; else empty."""
+    by_key = {spelling_key(other): other for other in others}
+    for name in names:
+        other = by_key.get(spelling_key(name), name)
+        if other != name:
+            return f"{name!a} is spelt {other!a}"
+    return ""
+
+
+def warn_of_similar_ids(samples: pd.DataFrame, path: Path) -> None:
+    """Log one warning if two ids differ only as `spelling_key` says."""
+    ids = samples["id"].drop_duplicates()
+    keys = ids.map(spelling_key)
+    similar = ids[keys.duplicated(keep=False)]
+    if len(similar):
+        pair = similar[keys[similar.index] == keys[similar.index[0]]]
+        logger.warning(
+            "%s: ids %s count as different people. If they are one person, correct the file",
+            *(path, " and ".join(map(ascii, pair))),
+        )
 
 
 # A file name, or one in a subfolder; no part may leave the folder.

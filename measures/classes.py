@@ -68,7 +68,12 @@ class ClassPredictions:
         return expected_age(self.probabilities, self.mean_ages)
 
     def top(self, k: int) -> float:
-        """Return the fraction of photos whose true class is among the k most probable."""
+        """Return the fraction of photos whose true class is among the k most probable.
+
+        NaN if there are no more than k classes, as the answer could not be wrong.
+        """
+        if k >= self.logits.shape[1]:
+            return np.nan
         return (true_ranks(self.logits, self.true) <= k).mean()
 
 

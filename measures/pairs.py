@@ -363,9 +363,13 @@ class PairScores:
         return self.galleries.shape[1] // 2
 
     def rank_rate(self, k: int) -> PeopleMeasure:
-        """Return the fraction of searches with a mate at rank k or better, over all galleries."""
+        """Return the fraction of searches with a mate at rank k or better, over all galleries.
+
+        NaN if a gallery has no more than k people, as the answer could not be wrong.
+        """
         ranks = self.ranks[self.photos]
-        return people_mean(np.where(np.isnan(ranks), np.nan, ranks <= k), self.people)
+        unmeasured = np.isnan(ranks) | (k >= self.galleries.shape[1])
+        return people_mean(np.where(unmeasured, np.nan, ranks <= k), self.people)
 
     def open_set_fnir(self, fpir: float) -> float:
         """Return FNIR at `fpir`, averaged over the galleries.

@@ -298,7 +298,7 @@ def explain_baselines(unseen: bool) -> str:
 
 def leakage_rows(leakage: Mapping[str, float | None]) -> list[list[str]]:
     """Return a table's rows: fractions of the evaluated photos close to training photos."""
-    texts = {"person_in_train": "the same person"}
+    texts = {"person_in_train": "the same person", "identical_in_train": "the same file"}
     for key in leakage:
         if key.startswith("within_"):
             gap = key.removeprefix("within_")

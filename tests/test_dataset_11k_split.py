@@ -281,7 +281,7 @@ def test_a_refusal_is_one_line_and_leaves_the_former_files(
     former = written(split_root)
     assert main(["--input", str(split_root), *flags]) == 1
     out, err = capsys.readouterr()
-    errors = [line for line in err.splitlines() if " INFO " not in line]
+    errors = [line for line in err.splitlines() if not re.search(" INFO | identical photos ", line)]
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert message in errors[0]
@@ -562,7 +562,7 @@ def test_the_leakage_table_agrees_with_brute_force(
     if rows["id"].nunique() < 3:
         return
     splits = draw_splits(by_aspect, protocol, n_folds=3, seed=seed)
-    table = leakage_table(splits).groupby(["aspect", "fold", "side"])
+    table = leakage_table(splits, {}).groupby(["aspect", "fold", "side"])
     for (aspect, fold), parts in sides_of(splits).items():
         for side, photos in parts.items():
             line = table.get_group((aspect, fold, side)).iloc[0]
@@ -674,9 +674,9 @@ def test_the_seed_decides_who_goes_where(drawn_root: Path, protocol: str) -> Non
 @pytest.mark.parametrize(
     ("protocol", "digest"),
     [
-        ("stratified", "31efa0ca8d4728cc"),
-        ("burst", "e1e9a9f839b5eb72"),
-        ("subject-disjoint", "3749248a598bfcc8"),
+        ("stratified", "a935646401771563"),
+        ("burst", "b989996a40eeb300"),
+        ("subject-disjoint", "f06ec35902f5e979"),
     ],
 )
 def test_draws_are_the_same_in_every_version(
@@ -690,6 +690,7 @@ def test_draws_are_the_same_in_every_version(
     root = make_hands_root(n_frames=12)
     monkeypatch.chdir(tmp_path)
     assert main(["--input", "11k", "--protocol", protocol]) == 0
+    (root / "trainval" / protocol / "leakage.csv").unlink()
     content = b"".join(content for _, content in sorted(written(root).items()))
     assert hashlib.sha256(content).hexdigest()[:16] == digest
 
@@ -923,6 +924,63 @@ def test_every_protocol_of_an_attributes_file(own_root: Path, protocol: str) -> 
             assert len(gallery) == 10
             assert set(gallery["image_path"]) <= set(parts["test"]["image_path"])
         assert read_data(path, protocol, fold).label_space.tasks == ("identity",)
+
+
+def test_identical_photos_in_two_splits_are_named(
+    own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, photo in enumerate(sorted((own_root / "Hands").glob("*/*.jpg"))):
+        photo.write_bytes(bytes([i]))
+    flags = ["--folders", str(own_root / "Hands"), "--protocol", "stratified"]
+    assert main(flags) == 0
+    assert "identical photos" not in capsys.readouterr().err
+    files = locate(own_root / PHOTOS, "stratified")
+    train, test = (read_samples(files.split(split))["name"][0] for split in ("train", "test"))
+    (files.photos / test).write_bytes((files.photos / train).read_bytes())
+    assert main(flags) == 0
+    warned = f"1 pairs of identical photos are in two splits (first: {train}, {test})"
+    assert warned in capsys.readouterr().err
+    table = pd.read_csv(files.leakage).set_index("side")["identical_in_train"]
+    assert table["test"] == pytest.approx(1 / len(read_samples(files.split("test"))))
+    assert table["val"] == 0
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip_missing"]])
+def test_a_photo_in_another_spelling_is_not_missing(
+    own_root: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    hands = own_root / "Hands"
+    assert main(["--folders", str(hands)]) == 0
+    for former, new in (
+        ("anna/3.jpg", "anna/03.jpg"),
+        ("ben/1.jpg", "ben/1.JPG"),
+        ("carl", "Carl"),
+    ):
+        (hands / former).rename(hands / new)
+        error = errors_of(capsys, "--attributes_file", own_root / PHOTOS, *flags)
+        assert error.startswith(f"a photo of {own_root / PHOTOS} '{former}")
+        assert f"is spelt '{new}" in error
+        assert error.endswith(f"in {hands}. Make the names equal")
+        (hands / new).rename(hands / former)
+    (hands / "carl" / "0.jpg").rename(hands / "carl" / "u\u0308.jpg")
+    path = own_root / PHOTOS
+    path.write_text(path.read_text().replace("carl/0.jpg", "carl/\u00fc.jpg"))
+    error = errors_of(capsys, "--attributes_file", path, *flags)
+    assert r"'carl/\xfc.jpg' is spelt 'carl/u\u0308.jpg'" in error
+
+
+def test_ids_that_a_spreadsheet_has_changed(
+    own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hands = own_root / "Hands"
+    (hands / "ben").rename(hands / "007")
+    (own_root / "people.csv").write_text("id,gender,age\n7,male,30\n")
+    error = errors_of(capsys, "--folders", hands)
+    assert error.endswith("without a folder: '7' is spelt '007'. Make the names equal")
+    (hands / "carl").rename(hands / "7")
+    (own_root / "people.csv").unlink()
+    assert main(["--folders", str(hands)]) == 0
+    assert "ids '007' and '7' count as different people" in capsys.readouterr().err
 
 
 def test_leakage_of_other_aspects_is_kept(own_root: Path) -> None:

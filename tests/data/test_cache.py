@@ -52,9 +52,11 @@ def make_dataset(
     return HandsDataset(samples, folder, space, reader=PhotoReader(image_size, decode_size))
 
 
-def attach(dataset: HandsDataset, cache_dir: Path, *, num_workers: int = 0) -> list[str]:
+def attach(
+    dataset: HandsDataset, cache_dir: Path, *, num_workers: int = 0, sources: Sequence[Path] = ()
+) -> list[str]:
     """Attach the cache; return the names of the cache files."""
-    attach_cache(dataset, NAMES, cache_dir=cache_dir, num_workers=num_workers)
+    attach_cache(dataset, NAMES, sources=sources, cache_dir=cache_dir, num_workers=num_workers)
     return sorted(path.name for path in cache_dir.glob("*.npy"))
 
 
@@ -139,14 +141,19 @@ def test_a_spawned_worker_opens_the_file_by_its_path(folder: Path, tmp_path: Pat
 
 
 def test_broken_photos_are_named_and_counted(folder: Path, tmp_path: Path) -> None:
-    for name in (NAMES[2], NAMES[7], NAMES[9], "anna/0.bmp"):
+    for name in (*NAMES[2:10], "anna/0.bmp"):
         (folder / name).write_bytes(b"no photo")
+    train, everyone = tmp_path / "train.csv", tmp_path / "all.csv"
+    train.write_text(f"image_path,id\n\nHands/{NAMES[3]},1\n")
+    everyone.write_text("\n".join(["image_path,id", *(f"Hands/{name},1" for name in NAMES)]))
     with pytest.raises(UserError) as caught:
-        attach(make_dataset(folder), tmp_path / "cache", num_workers=2)
+        attach(make_dataset(folder), tmp_path / "cache", num_workers=2, sources=[train, everyone])
     message = str(caught.value)
     assert message.startswith(f"cannot decode photo {folder / NAMES[2]}: ")
-    assert f"photo {folder / NAMES[9]}: " in message
-    assert message.endswith(" (and 3 other photos)")
+    assert message.count(f"({everyone} line ") == 4
+    assert f"({everyone} line 4); cannot decode photo {folder / NAMES[3]}: " in message
+    assert f"({train} line 3); cannot" in message
+    assert message.endswith("; and 4 others")
     assert "\n" not in message
     assert not list((tmp_path / "cache").rglob("*.npy"))  # nor a temporary one
 

@@ -14,10 +14,12 @@ import pytest
 
 import dataset_11k_split
 from data.splits import (
+    LEAKAGE,
     PROTOCOLS,
     SplitFiles,
     check_photos,
     describe_overlap,
+    duplicate_digests,
     fingerprint,
     frame_numbers,
     leakage,
@@ -71,13 +73,24 @@ def test_leakage_of_photos_with_and_without_number() -> None:
 
     train = photos("a/10.jpg", "a/20.jpg", "b/12.jpg")
     test = photos("a/11.jpg", "a/18.jpg", "b/17.jpg", "b/x.jpg", "c/10.jpg")
-    assert leakage(test, train) == {
+    digests = {"a/18.jpg": "1", "b/12.jpg": "1", "b/x.jpg": "2", "c/10.jpg": "2"}
+    assert leakage(test, train, digests) == {
         "person_in_train": 4 / 5,
         "within_1": 1 / 4,
         "within_2": 2 / 4,
         "within_5": 3 / 4,
+        "identical_in_train": 1 / 5,
     }
-    assert np.isnan(list(leakage(test[:0], train).values())).all()
+    assert list(leakage(test, train, {})) == list(LEAKAGE)
+    assert np.isnan(list(leakage(test[:0], train, digests).values())).all()
+
+
+def test_photos_are_identical_byte_for_byte(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"), ("d", b"22"), ("e", b"22")):
+        (tmp_path / name).write_bytes(content)
+    digests = duplicate_digests(["a", "b", "c", "d", "e", "absent", "a"], tmp_path)
+    assert sorted(digests) == ["a", "c", "d", "e"]
+    assert digests["a"] == digests["c"] != digests["d"] == digests["e"]
 
 
 def test_permuted_labels_stay_together_and_belong_to_somebody() -> None:
@@ -309,6 +322,22 @@ def keep_header(drawn: Path) -> None:
     edit_csv(drawn / "val.csv", lambda lines: lines.__delitem__(slice(1, None)))
 
 
+def replace_in(name: str, former: str, new: str) -> Callable[[Path], None]:
+    def spoil(drawn: Path) -> None:
+        path = drawn / name
+        path.write_text(path.read_text().replace(former, new))
+
+    return spoil
+
+
+def rename_first(drawn: Path) -> None:
+    """Give the first photo, of another person, to person 0000503."""
+    train = read_samples(drawn / "train.csv").sort_values("id", ignore_index=True)
+    assert train["id"][0] != "0000503"
+    train.loc[0, "id"] = "0000503"
+    train.to_csv(drawn / "train.csv", index=False, columns=["image_path", "id"])
+
+
 def add_unseen(drawn: Path) -> None:
     edit_csv(drawn / "val.csv", lambda lines: lines.append("x.jpg,somebody,male,20"))
 
@@ -320,6 +349,21 @@ def add_unseen(drawn: Path) -> None:
         ("subject-disjoint", copy_person, r" is in two splits: .*train.csv and .*val.csv. Run ag"),
         ("burst", keep_header, r"no photo of dorsal_dr: .*val.csv. Train on another aspect"),
         ("paper", add_unseen, r"somebody \(photo x.jpg\) is in .*val.csv but not in .*dorsal_dr.c"),
+        (
+            "paper",
+            replace_in("train.csv", "0000503", "503"),
+            "503 .* where '503' is spelt '0000503'. Run again",
+        ),
+        (
+            "paper",
+            replace_in("val.csv", "female", "male"),
+            r"two values of gender for \d+: .*dorsal_dr.csv has female, .*val.csv has male. Run ag",
+        ),
+        (
+            "burst",
+            rename_first,
+            r"two values of id for Hand_\d+.jpg: .*dorsal_dr.csv has \d+, .*train.csv has 0000503",
+        ),
         ("burst", lambda drawn: None, ""),
     ],
 )
