@@ -220,16 +220,18 @@ def resize_size(image_size: int) -> int:
 
 @dataclass(frozen=True)
 class PhotoReader:
-    """Reads photos as squares: resized bicubically, whatever their aspect ratio.
+    """Reads photos as squares, whatever their aspect ratio.
 
     image_size: side of the result in pixels.
     decode_size: as in `open_photo`.
+    resampling: filter of the resize.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 93-110.
     """
 
     image_size: int
     decode_size: int = 0
+    resampling: Image.Resampling = Image.Resampling.BICUBIC
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -239,7 +241,7 @@ class PhotoReader:
     def read(self, path: Path) -> Image.Image:
         """Return the photo at `path`."""
         photo = open_photo(path, self.decode_size)
-        return photo.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        return photo.resize((self.image_size, self.image_size), self.resampling)
 
 
 # ----------------------------------------------------------------------------- augmentation

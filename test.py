@@ -33,11 +33,13 @@ from data.splits import (
     frame_numbers,
     leakage,
     locate,
+    missing_photos,
     permute_labels,
 )
 from data.tables import further_columns, read_csv, read_hand_info, read_samples
 from dataset_11k import TASKS, HandsDataset, build_loader, class_names
 from engine.checkpoint import evaluation_dir, load_checkpoint, without_tensors
+from engine.features import compute_features
 from engine.loop import (
     BATCH_SIZE_HELP,
     Predictions,
@@ -388,17 +390,35 @@ def calibration_arrays(
 def training_arrays(
     config: EvalConfig, state: State, scope: Scope, predictor: Predictor
 ) -> dict[str, np.ndarray]:
-    """Return embeddings and labels of the training photos, for the nearest-neighbour baseline.
+    """Return labels and features of the training photos, and features of the scope's, for baselines.
 
-    Empty unless unseen people are matched and train is unchanged since the training.
+    Embeddings only if unseen people are matched. Empty if train has changed since the training.
     """
-    trained = training_samples(state, scope) if scope.is_matched else None
+    trained, photos = training_samples(state, scope), scope.files.photos
     if trained is None:
         return {}
-    check_photos(trained, scope.files.photos, scope.files.split("train"))
-    predictions = predict(config, predictor, trained, scope.files.photos)
-    labels = {f"training_{task}_true": index for task, index in predictions.labels.items()}
-    return {"training_embedding": predictions.embeddings, **labels}
+    check_photos(trained, photos, scope.files.split("train"))
+    labels = predictor.label_space.encode(trained)
+    found = {f"training_{t}_true": labels[:, i] for i, t in enumerate(predictor.label_space.tasks)}
+    found["training_people"] = trained["id"].to_numpy(str)
+    if scope.is_matched:
+        found["training_embedding"] = predict(config, predictor, trained, photos).embeddings
+    # Of the whole aspect, so that all protocols and folds share the cached features.
+    everyone = read_samples(scope.files.attributes)
+    everyone = pd.concat([everyone, scope.samples, trained]).drop_duplicates("name")
+    everyone = everyone[~everyone["name"].isin(missing_photos(everyone, photos))]
+    try:
+        features = compute_features(
+            everyone, photos, state["config"], predictor, config.num_workers
+        )
+    except UserError as error:  # a broken photo of another split
+        logger.warning("no baselines of thumbnails and ImageNet features: %s", error)
+        return found
+    rows = pd.Series(np.arange(len(everyone)), index=everyone["name"])
+    for name, values in features.items():
+        found[name] = values[rows[scope.samples["name"]]]
+        found[f"training_{name}"] = values[rows[trained["name"]]]
+    return found
 
 
 # ----------------------------------------------------------------------------- results

@@ -1,4 +1,4 @@
-"""Cache of decoded photos: one memory-mapped array per photo list, size and decoder setting."""
+"""Cache of arrays with a row per photo: decoded photos (memory-mapped) and features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,17 @@ class PhotoFiles(Dataset[np.ndarray | str]):
             return str(error)
 
 
-def cache_path(dataset: HandsDataset, names: Sequence[str], cache_dir: Path) -> Path:
-    """Return the cache file of photos; its name is a hash of all that its content depends on."""
+def cache_path(
+    dataset: HandsDataset, names: Sequence[str], cache_dir: Path, features_of: str = ""
+) -> Path:
+    """Return the cache file of photos; its name is a hash of all that its content depends on.
+
+    Args:
+        dataset: whose folder and reader are used.
+        names: photos.
+        cache_dir: folder of the cache files.
+        features_of: hash of the model, if the file holds features.
+    """
     stats = [(dataset.folder / name).stat() for name in names]
     content = {
         "folder": str(dataset.folder.resolve()),
@@ -84,9 +93,46 @@ def cache_path(dataset: HandsDataset, names: Sequence[str], cache_dir: Path) -> 
         "reader": dataclasses.asdict(dataset.reader),
         "pillow": PIL.__version__,
         "libjpeg": features.version("libjpeg_turbo") or features.version("jpg"),
+        "features_of": features_of,
     }
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    return cache_dir / f"{dataset.reader.shape[0]}px-{digest}.npy"
+    kind = "features" if features_of else f"{dataset.reader.shape[0]}px"
+    return cache_dir / f"{kind}-{digest}.npy"
+
+
+def build_once(path: Path, build: Callable[[], None]) -> None:
+    """Let `build` write a cache file unless it exists; other processes wait for it.
+
+    Raises:
+        OSError: no room or permission.
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # waits for a process that builds this file
+            for remnant in path.parent.glob(f".{path.stem}.*"):  # of a killed process
+                remnant.unlink()
+            if not path.is_file():
+                build()
+        prune(path.parent)
+    with suppress(OSError):  # the folder may be read-only
+        os.utime(path)  # for `prune`
+
+
+def cached_features(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array in a cache file, or compute and store it.
+
+    Without room or permission on the disk it is computed each time.
+    """
+
+    def write() -> None:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.save(file, compute())
+
+    try:
+        build_once(path, write)
+        return np.load(path)
+    except (OSError, NotImplementedError, ValueError):
+        return compute()
 
 
 def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Iterator[np.ndarray]:
@@ -171,16 +217,8 @@ def attach_cache(
     """
     try:
         path = cache_path(dataset, photo_names, cache_dir)
-        if not path.is_file():
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # waits for a process that builds this file
-                for remnant in cache_dir.glob(f".{path.stem}.*"):  # of a killed process
-                    remnant.unlink()
-                if not path.is_file():
-                    build(path, PhotoFiles(dataset, photo_names), sources, num_workers)
-            prune(cache_dir)
-        with suppress(OSError):  # the folder may be read-only
-            os.utime(path)  # for `prune`
+        photos = PhotoFiles(dataset, photo_names)
+        build_once(path, lambda: build(path, photos, sources, num_workers))
         places = {name: place for place, name in enumerate(photo_names)}
         dataset.cached = MappedPixels(path, [places[name] for name in dataset.names])
     except (OSError, NotImplementedError, UserError) as error:

@@ -63,6 +63,12 @@ class ClassPredictions:
         return softmax(self.logits, self.temperature)
 
     @property
+    def median_ages(self) -> np.ndarray:
+        """Of an age task: mean training age of the median class of each distribution, (N,)."""
+        reached = self.probabilities.cumsum(axis=1) >= 0.5
+        return self.mean_ages[reached.argmax(axis=1)]
+
+    @property
     def expected_ages(self) -> np.ndarray:
         """Of an age task: the expected age in years, (N,)."""
         return expected_age(self.probabilities, self.mean_ages)

@@ -13,12 +13,19 @@ from typing import Any
 import numpy as np
 
 from dataset_11k import TASKS
-from measures.bootstrap import FEW_PEOPLE, PeopleMeasure, bootstrap, by_group, paired_difference
+from measures.baselines import baseline_embeddings, compute_baselines
+from measures.bootstrap import (
+    FEW_PEOPLE,
+    PeopleMeasure,
+    bootstrap,
+    by_group,
+    cache_draws,
+    paired_difference,
+)
 from measures.classes import ClassPredictions
 from measures.pairs import (
     PairScores,
     compare_all,
-    cosine_similarity,
     gallery_ranks,
     pairwise_similarity,
     retrieve,
@@ -32,8 +39,6 @@ GROUP_PREFIX = "group_"  # of the arrays that hold each photo's group
 GROUP_KEYS = ("value", "low", "high", "n_photos", "n_people")
 
 NO_BASELINE = ("probabilities", "people")  # a baseline predicts one class, without a ranking
-
-CERTAIN = 1000.0  # logit of the class that a baseline predicts; its probability is 1
 
 MAX_COMPARED_PHOTOS = 6000  # their pairs take about 2 GB of memory
 
@@ -104,7 +109,7 @@ def apply_measures(measures: Sequence[Measure], scores: Scores) -> Measured:
         result = np.nan if empty else measure.function(scores)
         if measure.headline and not isinstance(result, PeopleMeasure):
             raise TypeError(f"the function of headline {measure.key} must return a PeopleMeasure")
-        results[measure.key] = result
+        results[measure.key] = cache_draws(result) if measure.headline else result
     return results
 
 
@@ -201,7 +206,7 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
     compared = [measure for measure in measures if measure.needs not in NO_BASELINE]
     baselines = {
         name: apply_measures(compared, baseline)
-        for name, baseline in baseline_predictions(task, arrays, predictions).items()
+        for name, baseline in compute_baselines(task, arrays, predictions).items()
     }
     return {
         "n_images": len(predictions.true),
@@ -213,16 +218,7 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
             name: {key: to_value(result) for key, result in found.items()}
             for name, found in baselines.items()
         },
-        "differences_to_baselines": {
-            name: {
-                measure.key: paired_difference(
-                    results[measure.key], found[measure.key], seed=BOOTSTRAP_SEED
-                )._asdict()
-                for measure in compared
-                if measure.headline
-            }
-            for name, found in baselines.items()
-        },
+        "differences_to_baselines": compute_differences(results, baselines),
         "groups": compute_groups(
             measures,
             predictions,
@@ -231,35 +227,17 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def baseline_predictions(
-    task: str, arrays: Arrays, predictions: ClassPredictions
-) -> dict[str, ClassPredictions]:
-    """Return what the baselines of `registry.BASELINES` predict for the same photos.
-
-    majority_class: the most frequent class of the training photos. identity_lookup: the training
-    class of the person that the identity head names, or the majority class if that is unknown.
-    nearest_neighbour: the class of the training photo with the most similar embedding. Empty for
-    a checkpoint that does not know its training photos.
-    """
-    if f"{task}_train_counts" not in arrays:
-        return {}
-    known = arrays[f"{task}_true"] >= 0
-    majority = int(arrays[f"{task}_train_counts"].argmax())
-    classes = {"majority_class": np.full(len(predictions.true), majority)}
-    if not predictions.classes_are_people:
-        if {"identity_logits", f"{task}_of_identity"} <= arrays.keys():
-            named = arrays["identity_logits"][known].argmax(axis=1)
-            found = arrays[f"{task}_of_identity"][named]
-            classes["identity_lookup"] = np.where(found < 0, majority, found)
-        labels = arrays.get(f"training_{task}_true", np.empty(0))
-        if (labels >= 0).any():
-            embeddings = arrays["training_embedding"][labels >= 0]
-            nearest = cosine_similarity(arrays["embedding"][known], embeddings).argmax(axis=1)
-            classes["nearest_neighbour"] = labels[labels >= 0][nearest]
-    one_hot = CERTAIN * np.eye(predictions.logits.shape[1])
+def compute_differences(
+    results: Measured, baselines: Mapping[str, Measured]
+) -> dict[str, dict[str, Any]]:
+    """Return the paired difference of each headline measure to each baseline."""
     return {
-        name: replace(predictions, logits=one_hot[predicted], temperature=1.0)
-        for name, predicted in classes.items()
+        name: {
+            key: paired_difference(results[key], value, seed=BOOTSTRAP_SEED)._asdict()
+            for key, value in found.items()
+            if isinstance(value, PeopleMeasure)
+        }
+        for name, found in baselines.items()
     }
 
 
@@ -313,15 +291,27 @@ def compute_pairs(arrays: Arrays) -> dict[str, Any]:
     A kind of pairs without frame numbers, or a block that cannot be computed, is None.
     """
     metrics: dict[str, Any] = dict.fromkeys(PAIR_KINDS)
+    embeddings = baseline_embeddings(arrays)
     for kind, scores in pair_kinds(arrays):
+        gap = PAIR_KINDS[kind].excluded_gap
         measures = available_measures(scores)
         blocks = dict.fromkeys(measure.block for measure in pair_measures() if measure.block)
-        metrics[kind] = blocks | to_block(apply_measures(measures, scores))
+        results = apply_measures(measures, scores)
+        metrics[kind] = blocks | to_block(results)
+        headlines = [measure for measure in measures if measure.headline]
+        baselines = {
+            name: apply_measures(headlines, pair_scores(arrays | {"embedding": found}, gap))
+            for name, found in embeddings.items()
+        }
+        chance = {m.key: m.chance(scores) for m in measures if m.chance is not None}
+        metrics[kind]["baselines"] = {"chance": chance} | {
+            name: {key: to_value(value) for key, value in found.items()}
+            for name, found in baselines.items()
+        }
+        metrics[kind]["differences_to_baselines"] = compute_differences(results, baselines)
         if metrics[kind]["likelihood_ratio"] is not None:
             metrics[kind]["likelihood_ratio"]["calibrated_on"] = "val"
         metrics[kind]["groups"] = compute_groups(measures, scores, read_groups(arrays))
-        chance = {m.key: m.chance(scores) for m in measures if m.chance is not None}
-        metrics["baselines"] = {"chance": chance}
     if "galleries" in arrays:
         metrics["n_galleries"] = len(arrays["galleries"])
     return metrics

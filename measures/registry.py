@@ -174,13 +174,23 @@ _ROWS = (
     Measure(
         "mae_years",
         "mean absolute error",
-        "Mean absolute difference between expected and true age. The expected age is the mean of"
-        " the age groups' mean training ages, weighted by their probabilities.",
-        lambda p: people_mean(np.abs(p.ages - p.expected_ages), p.people),
+        "Mean absolute difference between predicted and true age. The predicted age is the mean"
+        " training age of the median age group of the predicted distribution.",
+        lambda p: people_mean(np.abs(p.ages - p.median_ages), p.people),
         needs="ages",
         unit=YEARS,
         higher_is_better=False,
         headline=True,
+    ),
+    Measure(
+        "mae_years_of_expectation",
+        "mean absolute error of the expected age",
+        "The same, where the predicted age is the mean of the age groups' mean training ages,"
+        " weighted by their probabilities.",
+        lambda p: np.abs(p.ages - p.expected_ages).mean(),
+        needs="ages",
+        unit=YEARS,
+        higher_is_better=False,
     ),
     Measure(
         "quadratic_weighted_kappa",
@@ -465,19 +475,51 @@ class Baseline:
 
 
 BASELINES = {
-    "majority_class": Baseline(
-        "majority class", "Always predicts the most frequent class of the training photos."
+    "constant": Baseline(
+        "constant",
+        "Predicts the frequencies of the classes in train for every photo, thus always the most"
+        " frequent class and the median age group.",
+    ),
+    "thumbnail_nearest": Baseline(
+        "thumbnail, nearest photo",
+        "Predicts the class of the most similar training photo; photos are reduced to 8x8 pixels"
+        " and compared by cosine after the mean of train is removed.",
+    ),
+    "thumbnail_logistic": Baseline(
+        "thumbnail, logistic", "Logistic regression on the 8x8 pixels, fitted on train."
+    ),
+    "imagenet_nearest": Baseline(
+        "ImageNet, nearest photo",
+        "Predicts the class of the most similar training photo by the output of the same backbone"
+        " with ImageNet weights, without training on hands.",
+    ),
+    "imagenet_logistic": Baseline(
+        "ImageNet, logistic",
+        "Logistic regression on the output of the same backbone with ImageNet weights.",
     ),
     "identity_lookup": Baseline(
         "identity lookup",
-        "Predicts the training label of the person predicted by the identity head, and uses nothing"
-        " else of the photo.",
+        "Predicts the training labels of the people that the identity head names, weighted by their"
+        " probabilities. The backbone may have been trained on these labels as well.",
     ),
-    "nearest_neighbour": Baseline(
-        "nearest neighbour",
-        "Predicts the class of the training photo with the most similar embedding.",
+    "embedding_nearest": Baseline(
+        "embedding, nearest photo",
+        "Predicts the class of the training photo with the most similar embedding of the trained"
+        " model, which may have been trained on these labels as well.",
     ),
     "chance": Baseline("chance", "Guesses at random."),
+    "thumbnail": Baseline(
+        "thumbnail", "Compares photos by their 8x8 pixels after the mean of train is removed."
+    ),
+    "imagenet": Baseline(
+        "ImageNet",
+        "Compares photos by the output of the same backbone with ImageNet weights, without training"
+        " on hands.",
+    ),
+    "imagenet_whitened": Baseline(
+        "ImageNet, whitened",
+        "The same after within-class covariance normalisation, fitted on the people of train.",
+    ),
 }
 
 

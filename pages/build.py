@@ -163,7 +163,12 @@ def baseline_table(lines: Sequence[wording.Headline]) -> Table:
         best = line.differences.get(line.best_baseline, (None, None))
         values = [line.text, *(unit.format(line.baselines.get(key)) for key in used)]
         rows.append([line.name, *values, unit.format_interval(*best)])
-    header = ["", "model", *map(name_of, used), "difference from the best baseline, 95 % interval"]
+    header = [
+        "",
+        "model",
+        *map(name_of, used),
+        "difference from the strongest baseline, 95 % interval",
+    ]
     return Table("Results and baselines", header, rows)
 
 

@@ -1,0 +1,104 @@
+"""Features that were not learnt from hands: thumbnails, and those of a backbone before training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from PIL import Image
+
+from data.cache import attach_cache, cache_path, cached_features
+from dataset_11k import HandsDataset, PhotoReader, build_loader
+from engine.loop import Predictor, predict_batches
+from model import IGAENet, read_weights
+from utils import UserError, logger
+
+THUMBNAIL_SIZE = 8  # pixels
+
+THUMBNAIL_READER = PhotoReader(THUMBNAIL_SIZE, 8 * THUMBNAIL_SIZE, Image.Resampling.BOX)
+
+
+def compute_features(
+    samples: pd.DataFrame,
+    photos: Path,
+    config: Mapping[str, Any],
+    predictor: Predictor,
+    num_workers: int,
+) -> dict[str, np.ndarray]:
+    """Return the features of photos by name of `measures.baselines.FEATURES`.
+
+    thumbnail: (N, 8, 8, 3) uint8. imagenet: (N, D) float32, absent without the weights that the
+    training started from. Both are cached like decoded photos, unless the training did not.
+
+    Args:
+        samples: N photos, as `data.tables.read_samples` returns them.
+        photos: their folder.
+        config: of the training.
+        predictor: of the checkpoint; its precision and batch size are used.
+        num_workers: number of processes that load photos.
+    """
+    names, cache_dir = samples["name"].tolist(), config["cache_dir"] or photos.parent / "cache"
+    space = predictor.label_space
+    small = HandsDataset(samples, photos, space, reader=THUMBNAIL_READER)
+    if config["cache"]:
+        attach_cache(small, names, cache_dir=Path(cache_dir), num_workers=num_workers)
+    thumbnails = [small.read(row, 0).numpy() for row in range(len(small))]
+    found = {"thumbnail": np.stack(thumbnails)}
+    model = untrained_model(config)
+    if model is None:
+        return found
+    dataset = HandsDataset(samples, photos, space, reader=predictor.reader)
+
+    def compute() -> np.ndarray:
+        batches = predict_batches(
+            model.to(predictor.device).to(memory_format=torch.channels_last),
+            build_loader(
+                dataset, batch_size=predictor.batch_size, num_workers=num_workers, train=False
+            ),
+            preprocessing=predictor.preprocessing,
+            amp=predictor.amp,
+        )
+        return torch.cat([embeddings for _, embeddings, _ in batches]).numpy()
+
+    path = cache_path(
+        dataset, names, Path(cache_dir), f"{digest_of(model)} {predictor.amp} {timm.__version__}"
+    )
+    found["imagenet"] = cached_features(path, compute) if config["cache"] else compute()
+    return found
+
+
+def untrained_model(config: Mapping[str, Any]) -> IGAENet | None:
+    """Return the backbone with the ImageNet weights that the training started from, if available.
+
+    A run that started without weights, or from a checkpoint of train.py, has none.
+    """
+    weights = config["backbone_weights"] and Path(config["backbone_weights"])
+    try:
+        if not config["pretrained"] and not weights:
+            return None
+        if weights and read_weights(weights)[1]:
+            return None
+        return IGAENet(
+            config["backbone"],
+            {},
+            backbone_weights=weights or None,
+            allow_partial_weights=config["allow_partial_weights"],
+            image_size=config["image_size"],
+        )
+    except UserError as error:
+        logger.info("the ImageNet baseline is left out: %s", error)
+        return None
+
+
+def digest_of(model: torch.nn.Module) -> str:
+    """Return a hash of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
