@@ -19,6 +19,7 @@ from measures.pairs import (
     PairScores,
     compare_all,
     cosine_similarity,
+    extended_ranks,
     gallery_ranks,
     pairwise_similarity,
     retrieve,
@@ -277,6 +278,11 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
     frames = arrays["frame_number"]
     similarity = pairwise_similarity(arrays["embedding"], people, frames, excluded_gap)
     galleries = arrays.get("galleries", np.zeros((0, 0), dtype=np.int64))
+    distractors = arrays.get("distractors", np.zeros((len(galleries), 0), dtype=np.int64))
+    extended = None
+    if "distractors" in arrays:
+        to_distractors = cosine_similarity(arrays["embedding"], arrays["distractor_embedding"])
+        extended = extended_ranks(similarity, people, galleries, to_distractors, distractors)
     calibration_pairs = None
     if "calibration_embedding" in arrays:
         others, numbers = arrays["calibration_people"], arrays["calibration_frame_number"]
@@ -289,6 +295,8 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
         all_people=people,
         galleries=galleries,
         ranks=gallery_ranks(similarity, people, galleries),
+        n_distractors=distractors.shape[1],
+        extended_ranks=extended,
         retrieval=retrieve(similarity, people),
         calibration_pairs=calibration_pairs,
         photos=np.arange(len(people)),
