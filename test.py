@@ -407,10 +407,12 @@ def distractor_arrays(
     if scope.split != "test" or not scope.is_matched or not path.is_file():
         return {}
     table = read_csv(path, ("draw", "image_path"), "")
+    if table.empty:  # the other aspects have no photos
+        return {}
     once = table.drop_duplicates("image_path")[["image_path"]]
     samples = parse_samples(once.assign(id="distractor"), path)
     missing = missing_photos(samples, photos)
-    if missing or samples.empty:
+    if missing:
         logger.warning(
             "%d of %d distractors of %s are missing from %s: extended galleries are left out",
             *(len(missing), len(samples), path, photos),
