@@ -158,7 +158,7 @@ class CompareConfig:
                 raise ValueError(f"--{field.name} needs --backbones")
         if not (self.backbones or self.add or self.difference):
             raise ValueError("give --backbones, --add or --difference")
-        if self.folds and not any(PROTOCOLS[protocol].disjoint for protocol in self.protocols):
+        if self.folds and all(PROTOCOLS[protocol].folds == 1 for protocol in self.protocols):
             raise ValueError(f"--folds: --protocols {' '.join(self.protocols)} have no folds")
         folders = [safe_name(backbone) for backbone in self.backbones]
         if len(set(folders)) < len(folders):
@@ -258,7 +258,7 @@ class EvaluatedRun:
             for line in headlines(self.metrics["tasks"])
             if line.part in (*TASKS, "all_pairs")
         }
-        unseen = PROTOCOLS[self.cell.protocol].disjoint
+        unseen = self.metrics["split"] in PROTOCOLS[self.cell.protocol].unseen
         measures = headline_measures(arrays, tuple(self.metrics["tasks"]), unseen=unseen)
         return ScoredRun(
             fold=self.cell.fold,
@@ -314,7 +314,7 @@ def plan_runs(
     for aspect, protocol in pairs:
         attributes = config.input / "sub_dataset" / f"{aspect}.csv"
         folds: Sequence[int | None] = (None,)
-        if PROTOCOLS[protocol].disjoint:  # without any, reading fold 0 says what to do
+        if PROTOCOLS[protocol].folds > 1:  # without any, reading fold 0 says what to do
             folds = config.folds or locate(attributes, protocol).folds or (0,)
         for seed, fold, backbone in itertools.product(config.seeds, folds, config.backbones):
             cell = Cell(aspect, protocol, backbone, fold, seed)
@@ -366,7 +366,7 @@ def plan_added(folder: Path, root: Path) -> PlannedRun:
             f"--add: training stopped at epoch {n_done} of {stored['N_epochs']}: {folder}. Finish"
             f" it with: python train.py --resume {folder}"
         )
-    fold = (stored["fold"] or 0) if PROTOCOLS[stored["protocol"]].disjoint else None
+    fold = (stored["fold"] or 0) if PROTOCOLS[stored["protocol"]].folds > 1 else None
     cell = Cell(state["aspect"], stored["protocol"], stored["backbone"], fold, stored["seed"])
     attributes = root / "sub_dataset" / f"{cell.aspect}.csv"
     here = {"attributes_file": str(attributes), "device": "auto"}
@@ -779,7 +779,13 @@ def table_text(
 # ----------------------------------------------------------------------------- figure
 
 # Colour (Okabe and Ito) and marker of each protocol, in the order of PROTOCOLS.
-PROTOCOL_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+PROTOCOL_STYLES = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#56B4E9", "v"),
+)
 
 BASELINE_MARKERS = ("|", "x", "+", "1")
 

@@ -15,7 +15,8 @@ It writes below <root>, where <drawn> is trainval for paper, else trainval/<prot
 sub_dataset/<aspect>.csv                           all photos (not with --attributes_file)
 <drawn>/<aspect>/{train,val}.csv                   of paper
 <drawn>/<aspect>/fold_<k>/{train,val,test}.csv     of the other protocols, folds from 0
-<drawn>/<aspect>/fold_<k>/gallery.csv              of subject-disjoint: draw, image_path
+<drawn>/<aspect>/fold_<k>/gallery.csv              of unseen test people: draw, image_path
+<drawn>/<aspect>/fold_0/distractors.csv            of half: the other aspects' galleries
 <drawn>/leakage.csv                                leakage into train, people and photos by group
 
 and prints the numbers of photos and people. Protocols:
@@ -24,6 +25,7 @@ and prints the numbers of photos and people. Protocols:
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,6 +93,7 @@ NEEDS = {
     "stratified": f"a person with at least {LEAST_PHOTOS} photos",
     "burst": "a person with at least 10 photos of consecutive numbers",
     "subject-disjoint": "photos of people of every fold; lower --folds",
+    "half": "two people, the first of them with at least 2 photos",
 }
 
 Random = np.random.RandomState  # its stream is the same in every version of NumPy
@@ -124,7 +127,7 @@ class SplitConfig:
             raise ValueError("--skip_missing has no effect with --folders: leave it out")
         if self.protocol == "paper" and self.seed is not None:
             raise ValueError(f"--seed has no effect with --protocol paper, whose seed is {SEED}")
-        if self.folds is not None and not PROTOCOLS[self.protocol].disjoint:
+        if self.folds is not None and PROTOCOLS[self.protocol].folds == 1:
             raise ValueError(f"--folds has no effect with --protocol {self.protocol}")
         if self.folds is not None and self.folds < 3:
             raise ValueError(f"--folds is {self.folds}, expected 3 or more: train, val and test")
@@ -375,6 +378,24 @@ def draw_disjoint(fold_of_photo: pd.Series, n_folds: int) -> list[pd.Series]:
     return folds
 
 
+def draw_half(samples: pd.DataFrame, random: Random) -> pd.Series:
+    """Divide the people, sorted by id, into halves: train with val (a photo of each), and test.
+
+    Numbers are sorted by value. On 11k Hands the last training ids are the published ones: 1050
+    (dorsal right), 1037 (dorsal left), 1051 (palmar right), 1042 (palmar left). Somebody with a
+    single photo has none in val.
+
+    Source: github.com/nathanlem1/MBA-Net, prepare_train_val_test_11k_r_l.py.
+    """
+    people = sorted(set(samples["id"]), key=lambda x: (int(x) if x.isdecimal() else math.inf, x))
+    first_half = samples["id"].isin(people[: math.ceil(len(people) / 2)])
+    splits = pd.Series(np.where(first_half, "train", "test"), samples.index, dtype=object)
+    shuffled = samples[first_half].iloc[random.permutation(first_half.sum())]
+    several = shuffled[shuffled["id"].duplicated(keep=False)]
+    splits[several.drop_duplicates("id").index] = "val"
+    return splits
+
+
 class Deal(NamedTuple):
     """An assignment of people to folds."""
 
@@ -445,6 +466,15 @@ def people_to_folds(samples: pd.DataFrame, n_folds: int, seed: int) -> dict[str,
     return min(deals, key=lambda dealt: dealt.imbalance).fold_of
 
 
+# Protocol -> its draw, of protocols that have no folds.
+DRAWS = {
+    "paper": draw_paper,
+    "stratified": draw_stratified,
+    "burst": draw_burst,
+    "half": draw_half,
+}
+
+
 def draw_splits(
     by_aspect: dict[str, pd.DataFrame], protocol: str, *, n_folds: int, seed: int
 ) -> dict[str, AspectSplit]:
@@ -453,18 +483,17 @@ def draw_splits(
     Args:
         by_aspect: samples in the order of their file.
         protocol: of `PROTOCOLS`.
-        n_folds: of a disjoint protocol.
+        n_folds: of a protocol with folds.
         seed: of the draw.
     """
     ordered = published_order(by_aspect)
-    if PROTOCOLS[protocol].disjoint:
+    if protocol == "subject-disjoint":
         everyone = pd.concat([x.assign(aspect=aspect) for aspect, x in ordered.items()])
         fold_of = people_to_folds(everyone, n_folds, seed)
         drawn = {a: draw_disjoint(x["id"].map(fold_of), n_folds) for a, x in ordered.items()}
     else:
-        draw = {"paper": draw_paper, "stratified": draw_stratified, "burst": draw_burst}[protocol]
         random = Random(seed)
-        drawn = {aspect: [draw(samples, random)] for aspect, samples in ordered.items()}
+        drawn = {a: [DRAWS[protocol](samples, random)] for a, samples in ordered.items()}
     names = PROTOCOLS[protocol].splits
     return {
         aspect: AspectSplit(
@@ -503,7 +532,7 @@ def check_not_empty(splits: dict[str, AspectSplit], protocol: str) -> None:
     for aspect, fold, samples, parts in each_fold(splits):
         empty = [name for name, part in parts.items() if part.empty]
         if len(samples) and empty and aspect not in problems:
-            place = f"{aspect}, fold {fold}" if PROTOCOLS[protocol].disjoint else aspect
+            place = f"{aspect}, fold {fold}" if PROTOCOLS[protocol].folds > 1 else aspect
             problems[aspect] = (
                 f"too few photos for --protocol {protocol}: {place} has no {' and no '.join(empty)}"
                 f" photo. It needs {NEEDS[protocol]}"
@@ -636,14 +665,20 @@ def fold_balance(splits: dict[str, AspectSplit], n_folds: int) -> pd.DataFrame:
 def split_tables(
     splits: dict[str, AspectSplit], source: Source, protocol: str, seed: int
 ) -> Iterator[tuple[Path, pd.DataFrame]]:
-    """Yield the split and gallery CSVs of a protocol and their content."""
+    """Yield the split, gallery and distractor CSVs of a protocol and their content."""
+    galleries = {}
     for place, (aspect, (_, folds)) in enumerate(splits.items()):
         for fold, parts in enumerate(folds):
             files = SplitFiles(source.root, aspect, protocol, fold)
             for name, part in parts.items():
                 yield files.split(name), with_whole_years(part[source.columns])
-            if PROTOCOLS[protocol].disjoint:
-                yield files.gallery, draw_galleries(parts["test"], Random([seed, place, fold]))
+            if "test" in PROTOCOLS[protocol].unseen:
+                galleries[files] = draw_galleries(parts["test"], Random([seed, place, fold]))
+    for files, gallery in galleries.items():
+        yield files.gallery, gallery
+        others = [other for aspect, other in galleries.items() if aspect != files]
+        if protocol == "half" and others:
+            yield files.distractors, pd.concat(others).sort_values("draw", kind="stable")
 
 
 def attributes_tables(
@@ -706,7 +741,7 @@ def print_splits(splits: dict[str, AspectSplit], leaked: pd.DataFrame, protocol:
     cells = (people + "/" + photos.to_numpy()).loc[:, (people != "0").any()]
     print(cells.rename(columns=lambda name: name.removeprefix("people_")).to_string())
     balance = pd.DataFrame()
-    if PROTOCOLS[protocol].disjoint:
+    if PROTOCOLS[protocol].folds > 1:
         balance = fold_balance(splits, leaked["fold"].max() + 1)
     if len(balance):
         print("\npeople in each test fold (*: not balanced):")

@@ -7,7 +7,7 @@ prints a classification report per task and the headline measures with confidenc
 baselines; writes, beside the checkpoint in <checkpoint stem>-<aspect>-<split>/: metrics.json,
 predictions.csv, predictions.npz, the figures and report.html.
 
-In val and test of a subject-disjoint protocol nobody is known to the model: identity is then
+Where nobody is known to the model (val and test of subject-disjoint, test of half), identity is
 measured by comparing embeddings. --test_attributes_file evaluates gender and age on another aspect.
 """
 
@@ -36,7 +36,13 @@ from data.splits import (
     missing_photos,
     permute_labels,
 )
-from data.tables import further_columns, read_csv, read_hand_info, read_samples
+from data.tables import (
+    further_columns,
+    parse_samples,
+    read_csv,
+    read_hand_info,
+    read_samples,
+)
 from dataset_11k import TASKS, HandsDataset, build_loader, class_names
 from engine.checkpoint import evaluation_dir, load_checkpoint, without_tensors
 from engine.features import compute_features
@@ -127,8 +133,7 @@ class Scope:
     @property
     def unseen(self) -> bool:
         """Whether nobody in the samples was trained on, so that identity cannot be classified."""
-        disjoint = PROTOCOLS[self.files.protocol].disjoint and self.split != "train"
-        return self.cross_hand or disjoint
+        return self.cross_hand or self.split in PROTOCOLS[self.files.protocol].unseen
 
     @property
     def is_matched(self) -> bool:
@@ -165,8 +170,8 @@ def choose_split(asked: str | None, protocol: str) -> str:
 def check_people(state: State, scope: Scope, checkpoint: Path) -> None:
     """Refuse samples of other people than the checkpoint's.
 
-    In val and test of a disjoint protocol all people must be unseen; elsewhere identity, if it
-    was trained, must know everybody.
+    In an unseen split of the protocol all people must be unseen; elsewhere identity, if it was
+    trained, must know everybody.
     """
     here, everyone = set(scope.samples["id"]), set(read_samples(scope.files.attributes)["id"])
     if scope.unseen:
@@ -371,10 +376,12 @@ def calibration_arrays(
 ) -> dict[str, np.ndarray]:
     """Return embeddings of val, whose people calibrate the likelihood ratios of test.
 
-    Empty unless unseen people of test are matched and val is unchanged since the training.
+    Empty unless unseen people of test are matched, val shows unseen people as well, and is
+    unchanged since the training.
     """
     files = scope.files
-    if scope.split != "test" or not scope.is_matched or not files.split("val").is_file():
+    is_calibrated = scope.split == "test" and "val" in PROTOCOLS[files.protocol].unseen
+    if not is_calibrated or not scope.is_matched or not files.split("val").is_file():
         return {}
     samples = read_split(files, "val", state)
     if fingerprint(samples) != state["fingerprints"]["val"]:
@@ -387,10 +394,47 @@ def calibration_arrays(
     }
 
 
+def distractor_arrays(
+    config: EvalConfig,
+    scope: Scope,
+    predictor: Predictor,
+    galleries: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Return the distractors of each draw and their embeddings.
+
+    Empty unless unseen people of test are matched and the split has distractors.
+    """
+    path, photos = scope.files.distractors, scope.files.photos
+    if scope.split != "test" or not scope.is_matched or not path.is_file():
+        return {}
+    table = read_csv(path, ("draw", "image_path"), "")
+    if table.empty:  # the other aspects have no photos
+        return {}
+    once = table.drop_duplicates("image_path")[["image_path"]]
+    samples = parse_samples(once.assign(id="distractor"), path)
+    missing = missing_photos(samples, photos)
+    if missing:
+        logger.warning(
+            "%d of %d distractors of %s are missing from %s: extended galleries are left out",
+            *(len(missing), len(samples), path, photos),
+        )
+        return {}
+    index, n_draws = pd.factorize(table["image_path"])[0], len(galleries["galleries"])
+    draws = [index[table["draw"] == draw] for draw in table["draw"].unique()]
+    if len(draws) != n_draws or len({len(draw) for draw in draws}) > 1:
+        raise UserError(
+            f"not {n_draws} draws of the same number of photos: {path}. Rerun dataset_11k_split.py"
+        )
+    return {
+        "distractors": np.stack(draws),
+        "distractor_embedding": predict(config, predictor, samples, photos).embeddings,
+    }
+
+
 def training_arrays(
     config: EvalConfig, state: State, scope: Scope, predictor: Predictor
 ) -> dict[str, np.ndarray]:
-    """Return labels and features of the training photos, and features of the scope's, for baselines.
+    """Return labels and features of the training photos and features of the scope's: of baselines.
 
     Embeddings only if unseen people are matched. Empty if train has changed since the training.
     """
@@ -444,7 +488,7 @@ def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
         "protocol": protocol,
         "protocol_reason": " ".join(PROTOCOLS[protocol].reason.split()),
         "permuted_labels": is_permuted(state),
-        "fold": scope.files.fold if PROTOCOLS[protocol].disjoint else None,
+        "fold": scope.files.fold if PROTOCOLS[protocol].folds > 1 else None,
         "aspect": scope.files.aspect,
         "split": split,
         "split_as_at_training": unchanged,
@@ -522,6 +566,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **calibration_arrays(config, state, scope, predictor),
         **training_arrays(config, state, scope, predictor),
         **galleries,
+        **distractor_arrays(config, scope, predictor, galleries),
     }
     if len(scope.samples) > MAX_COMPARED_PHOTOS and "identity" in scope.tasks:
         logger.warning(

@@ -215,7 +215,7 @@ class TrainConfig:
             raise ValueError("--loss_weights must be numbers from 0, not all of them 0")
         contradictions = {
             f"--fold: --protocol {self.protocol} has no folds; leave it out": (
-                self.fold is not None and not PROTOCOLS[self.protocol].disjoint
+                self.fold is not None and PROTOCOLS[self.protocol].folds == 1
             ),
             f"--image_size must be at most {MAX_IMAGE_SIZE}": self.image_size > MAX_IMAGE_SIZE,
             f"--seed must be below 2**64, not {self.seed}": self.seed >= 2**64,
@@ -359,8 +359,8 @@ def val_scores(
 ) -> dict[str, float | None]:
     """Return loss and scores (`val_names`), each computed once over the whole split.
 
-    None: not applicable. Under a disjoint protocol val shows unseen people, who cannot be
-    classified; their embeddings are compared instead (`rank_1`).
+    None: not applicable. Unseen people (val of subject-disjoint) cannot be classified; their
+    embeddings are compared instead (`rank_1`).
 
     Args:
         predictions: for val.
@@ -383,7 +383,7 @@ def val_scores(
         predicted = predictions.logits[task].argmax(axis=1)
         score = balanced_accuracy(truth[known], predicted[known]) if known.any() else None
         scores[f"balanced_accuracy_{task}"] = score
-    unseen = PROTOCOLS[config.protocol].disjoint
+    unseen = "val" in PROTOCOLS[config.protocol].unseen
     computed = [score for score in scores.values() if score is not None]
     return {
         "loss": float((losses * criterion.weights).sum()),
@@ -404,8 +404,8 @@ def selection_score(
 ) -> float:
     """Return the score that selects the best epoch.
 
-    The mean of the balanced accuracies of the tasks whose loss has a weight; under a disjoint
-    protocol identity contributes rank-1 instead.
+    The mean of the balanced accuracies of the tasks whose loss has a weight; if val shows unseen
+    people, identity contributes rank-1 instead.
     """
     names = []
     for task, weight in zip(tasks, resolved.loss_weights, strict=True):

@@ -31,8 +31,8 @@ class SplitProtocol(NamedTuple):
     """A way to divide photos into training, validation and test photos."""
 
     splits: tuple[str, ...]  # the first is trained on, the last is reported on
-    folds: int  # default number of folds
-    disjoint: bool  # whether train, val and test show different people
+    folds: int  # default number of folds; 1: it has none
+    unseen: tuple[str, ...]  # the splits that show nobody of another split
     reason: str  # what it is for, in two lines
 
 
@@ -41,30 +41,37 @@ PROTOCOLS = {
     "paper": SplitProtocol(
         ("train", "val"),
         folds=1,
-        disjoint=False,
+        unseen=(),
         reason="The published split, to compare with published scores: half of the photos train,\n"
         "the others select the epoch and are reported on. Neighbouring frames are in both halves.",
     ),
     "stratified": SplitProtocol(
         ("train", "val", "test"),
         folds=1,
-        disjoint=False,
+        unseen=(),
         reason="50, 20 and 30 % of each person's photos (below 5 photos: all in train). The test\n"
         "photos did not select the epoch. Neighbouring frames are still in different splits.",
     ),
     "burst": SplitProtocol(
         ("train", "val", "test"),
         folds=1,
-        disjoint=False,
+        unseen=(),
         reason="The same shares as blocks of consecutive frames with gaps between them: how well\n"
         "people are recognised without near-duplicates in train, though from one session.",
     ),
     "subject-disjoint": SplitProtocol(
         ("train", "val", "test"),
         folds=5,
-        disjoint=True,
+        unseen=("val", "test"),
         reason="Cross-validation over people: nobody is in two splits, everybody is in one test\n"
         "split. Gender and age of unseen people, and how well unseen people are matched.",
+    ),
+    "half": SplitProtocol(
+        ("train", "val", "test"),
+        folds=1,
+        unseen=("test",),
+        reason="The published re-identification split (GPA-Net, MBA-Net): the first half of the\n"
+        "people by id is in train, with one photo each in val; the second half is matched in test.",
     ),
 }
 
@@ -201,8 +208,13 @@ class SplitFiles(NamedTuple):
 
     @property
     def gallery(self) -> Path:
-        """The CSV of gallery draws from the fold's test split (disjoint protocols)."""
+        """The CSV of gallery draws from the test split, if it shows unseen people."""
         return self.split("gallery")
+
+    @property
+    def distractors(self) -> Path:
+        """The CSV of the other aspects' gallery photos in each draw (protocol half)."""
+        return self.split("distractors")
 
     @property
     def folds(self) -> list[int]:
@@ -338,15 +350,15 @@ def check_splits(
 ) -> None:
     """Refuse splits that break the rules of their protocol.
 
-    No split but test may be empty, no photo in two splits, nobody outside the attributes file. In
-    a disjoint protocol no person is in two splits, in stratified and burst everybody is in train.
+    No split but test may be empty, no photo in two splits, nobody outside the attributes file.
+    People of an unseen split are in no other, all others (not in `paper`) are in train.
     """
-    disjoint = PROTOCOLS[files.protocol].disjoint
+    unseen = PROTOCOLS[files.protocol].unseen
     again = f"Run again: {split_command(files.split('train'))}"
-    sources = {files.attributes: everyone}  # of the people who may occur
-    if not disjoint and files.protocol != "paper":
-        sources[files.split("train")] = samples["train"]
     for split, part in samples.items():
+        sources = {files.attributes: everyone}  # of the people who may occur
+        if split not in unseen and files.protocol != "paper":
+            sources[files.split("train")] = samples["train"]
         if part.empty and split != "test":
             raise UserError(
                 f"no photo of {files.aspect}: {files.split(split)}. Train on another aspect"
@@ -361,7 +373,7 @@ def check_splits(
                     f" {again}"
                 )
     for one, other in itertools.combinations(samples, 2):
-        for column in ("name", "id") if disjoint else ("name",):
+        for column in ("name", "id") if {one, other} & {*unseen} else ("name",):
             both = samples[other][column][samples[other][column].isin(samples[one][column])]
             if len(both):
                 raise UserError(

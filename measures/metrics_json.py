@@ -26,6 +26,8 @@ from measures.classes import ClassPredictions
 from measures.pairs import (
     PairScores,
     compare_all,
+    cosine_similarity,
+    extended_ranks,
     gallery_ranks,
     pairwise_similarity,
     retrieve,
@@ -255,6 +257,11 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
     frames = arrays["frame_number"]
     similarity = pairwise_similarity(arrays["embedding"], people, frames, excluded_gap)
     galleries = arrays.get("galleries", np.zeros((0, 0), dtype=np.int64))
+    distractors = arrays.get("distractors", np.zeros((len(galleries), 0), dtype=np.int64))
+    extended = None
+    if "distractors" in arrays:
+        to_distractors = cosine_similarity(arrays["embedding"], arrays["distractor_embedding"])
+        extended = extended_ranks(similarity, people, galleries, to_distractors, distractors)
     calibration_pairs = None
     if "calibration_embedding" in arrays:
         others, numbers = arrays["calibration_people"], arrays["calibration_frame_number"]
@@ -267,6 +274,8 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
         all_people=people,
         galleries=galleries,
         ranks=gallery_ranks(similarity, people, galleries),
+        n_distractors=distractors.shape[1],
+        extended_ranks=extended,
         retrieval=retrieve(similarity, people),
         calibration_pairs=calibration_pairs,
         photos=np.arange(len(people)),
@@ -292,6 +301,8 @@ def compute_pairs(arrays: Arrays) -> dict[str, Any]:
     """
     metrics: dict[str, Any] = dict.fromkeys(PAIR_KINDS)
     embeddings = baseline_embeddings(arrays)
+    shared = ("people", "frame_number", "galleries")
+    compared = {key: arrays[key] for key in shared if key in arrays}
     for kind, scores in pair_kinds(arrays):
         gap = PAIR_KINDS[kind].excluded_gap
         measures = available_measures(scores)
@@ -300,7 +311,7 @@ def compute_pairs(arrays: Arrays) -> dict[str, Any]:
         metrics[kind] = blocks | to_block(results)
         headlines = [measure for measure in measures if measure.headline]
         baselines = {
-            name: apply_measures(headlines, pair_scores(arrays | {"embedding": found}, gap))
+            name: apply_measures(headlines, pair_scores({**compared, "embedding": found}, gap))
             for name, found in embeddings.items()
         }
         chance = {m.key: m.chance(scores) for m in measures if m.chance is not None}

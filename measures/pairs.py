@@ -76,22 +76,74 @@ def best_scores(
 
 
 def gallery_ranks(similarity: np.ndarray, people: np.ndarray, galleries: np.ndarray) -> np.ndarray:
-    """Return the rank of each photo's best mate in each gallery, (N, n_draws) float64, from 1.
+    """Return the rank of each query's best mate in each gallery, (N, n_draws) float64, from 1.
 
     NaN for a photo that is in the gallery, or has no mate in it.
 
     Args:
-        similarity: (N, N) of all photos.
-        people: (N,) person on the photo.
+        similarity: (N, M) of N queries and M >= N photos, of which the queries are the first.
+        people: (M,) person on the photo.
         galleries: (n_draws, G) indices of photos: each gallery, one photo per person.
     """
-    ranks = np.full((len(people), len(galleries)), np.nan)
+    n_queries = len(similarity)
+    ranks = np.full((n_queries, len(galleries)), np.nan)
     for draw, gallery in enumerate(galleries):
-        mate, others = best_scores(similarity[:, gallery], people, people[gallery])
+        mate, others = best_scores(similarity[:, gallery], people[:n_queries], people[gallery])
         rank = 1 + (others >= mate[:, None]).sum(axis=1)
         ranks[:, draw] = np.where(mate == -np.inf, np.nan, rank)
-        ranks[gallery, draw] = np.nan
+        ranks[gallery[gallery < n_queries], draw] = np.nan
     return ranks
+
+
+def extended_ranks(
+    similarity: np.ndarray,
+    people: np.ndarray,
+    galleries: np.ndarray,
+    to_distractors: np.ndarray,
+    distractors: np.ndarray,
+) -> np.ndarray:
+    """Return `gallery_ranks` in galleries that are extended by distractors, who are never mates.
+
+    Args:
+        similarity: (N, N) of all photos.
+        people: (N,) person on the photo.
+        galleries: (n_draws, G) indices of photos.
+        to_distractors: (N, D) similarity of photos and distractors.
+        distractors: (n_draws, K) indices of the distractors in each gallery.
+    """
+    return gallery_ranks(
+        np.hstack([similarity, to_distractors]),
+        np.append(people, np.full(to_distractors.shape[1], "")),  # nobody has an empty id
+        np.hstack([galleries, distractors + len(people)]),
+    )
+
+
+def rank_hits(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Return whether each rank is k or better, float64 0 or 1; NaN where the rank is."""
+    return np.where(np.isnan(ranks), np.nan, ranks <= k)
+
+
+def trapezoidal_precision(ranks: np.ndarray) -> np.ndarray:
+    """Return the average precision of queries with one mate by the trapezoidal rule; NaN stays.
+
+    It is 1 at rank 1, else 1 / (2 rank): the mean of the precisions before and at the mate, 0 and
+    1 / rank.
+
+    Source: github.com/nathanlem1/MBA-Net, evaluation_metrics.py, as in Market-1501's evaluation.
+    """
+    return np.where(ranks == 1, 1.0, 0.5 / ranks)
+
+
+def sd_over_draws(scores: np.ndarray) -> float:
+    """Return the standard deviation (n - 1) of the draws' mean scores; NaN below two draws.
+
+    Args:
+        scores: (N, n_draws), NaN for a photo that is no query.
+    """
+    searched = scores[:, ~np.isnan(scores).all(axis=0)]
+    if searched.shape[1] < 2:
+        return np.nan
+    return float(np.nanmean(searched, axis=0).std(ddof=1))
 
 
 class Retrieval(NamedTuple):
@@ -296,6 +348,8 @@ class PairScores:
     all_people: (N,) person on the photo.
     galleries: (n_draws, G) indices of photos, one per person; (0, 0): none were drawn.
     ranks: (N, n_draws) as `gallery_ranks` returns them.
+    n_distractors: number of photos that extend each gallery.
+    extended_ranks: (N, n_draws) ranks in extended galleries; None: there are no distractors.
     retrieval: of all photos.
     calibration_pairs: pairs of other people, which likelihood ratios are calibrated on, if any.
     photos: (n,) indices of the photos that are measured.
@@ -305,6 +359,8 @@ class PairScores:
     all_people: np.ndarray
     galleries: np.ndarray
     ranks: np.ndarray
+    n_distractors: int
+    extended_ranks: np.ndarray | None
     retrieval: Retrieval
     calibration_pairs: Comparisons | None
     photos: np.ndarray
@@ -324,9 +380,22 @@ class PairScores:
         exists = {
             "pairs": True,
             "galleries": len(self.galleries) > 0,
+            "distractors": self.extended_ranks is not None,
             "calibration": self.calibration is not None,
         }
         return tuple(need for need, found in exists.items() if found)
+
+    @property
+    def query_ranks(self) -> np.ndarray:
+        """The ranks of the photos that are measured, (n, n_draws)."""
+        return self.ranks[self.photos]
+
+    @property
+    def extended_query_ranks(self) -> np.ndarray:
+        """The same in the extended galleries."""
+        if self.extended_ranks is None:
+            raise ValueError("extended galleries need distractors")
+        return self.extended_ranks[self.photos]
 
     @cached_property
     def pairs(self) -> Comparisons:
@@ -363,13 +432,16 @@ class PairScores:
         return self.galleries.shape[1] // 2
 
     def rank_rate(self, k: int) -> PeopleMeasure:
-        """Return the fraction of searches with a mate at rank k or better, over all galleries.
+        """Return the fraction of searches with a mate at rank k or better, over all galleries."""
+        return people_mean(self.rank_hits(k), self.people)
+
+    def rank_hits(self, k: int) -> np.ndarray:
+        """Return whether each search has a mate at rank k or better, (n, n_draws) 0, 1 or NaN.
 
         NaN if a gallery has no more than k people, as the answer could not be wrong.
         """
-        ranks = self.ranks[self.photos]
-        unmeasured = np.isnan(ranks) | (k >= self.galleries.shape[1])
-        return people_mean(np.where(unmeasured, np.nan, ranks <= k), self.people)
+        hits = rank_hits(self.query_ranks, k)
+        return hits if k < self.galleries.shape[1] else np.full_like(hits, np.nan)
 
     def open_set_fnir(self, fpir: float) -> float:
         """Return FNIR at `fpir`, averaged over the galleries.

@@ -10,6 +10,7 @@ people         the same, of tasks whose classes are people (identity)
 ages           the same, of tasks whose classes are age ranges
 pairs          `pairs.PairScores`: similarities of all pairs of photos
 galleries      the same, where galleries were drawn (unseen people)
+distractors    the same, where the galleries are also extended by distractors
 calibration    the same, where a calibration of likelihood ratios could be fitted
 
 The function returns a number, or a `bootstrap.PeopleMeasure`, which adds a 95 % confidence interval
@@ -67,7 +68,7 @@ COUNT = Unit("", 1, 0, "count")
 NUMBER = Unit("", 1, 3)
 
 CLASS_NEEDS = ("classes", "probabilities", "two classes", "people", "ages")
-PAIR_NEEDS = ("pairs", "galleries", "calibration")
+PAIR_NEEDS = ("pairs", "galleries", "distractors", "calibration")
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,15 @@ _ROWS = (
         chance=lambda s: 1 / s.galleries.shape[1],
     ),
     Measure(
+        "rank_1_sd",
+        "rank-1, standard deviation over galleries",
+        "Standard deviation of rank-1 over the random galleries. It does not include the choice of"
+        " people, nor the training.",
+        lambda s: pairs.sd_over_draws(s.rank_hits(1)),
+        needs="galleries",
+        higher_is_better=False,
+    ),
+    Measure(
         "rank_5",
         "rank-5",
         "Fraction of photos with the same person among the five most similar gallery photos.",
@@ -309,12 +319,75 @@ _ROWS = (
         headline=True,
     ),
     Measure(
+        "mAP_trapezoidal",
+        "mAP in galleries, trapezoidal (as published)",
+        "Mean over searches in a gallery with one photo per person of 1 if that photo is the most"
+        " similar, else 1 / (2 rank); use it only to compare with published scores.",
+        lambda s: people_mean(pairs.trapezoidal_precision(s.query_ranks), s.people),
+        needs="galleries",
+    ),
+    Measure(
+        "mAP_trapezoidal_sd",
+        "mAP in galleries, trapezoidal, standard deviation over galleries",
+        "Standard deviation of this mAP over the random galleries. It does not include the choice"
+        " of people, nor the training.",
+        lambda s: pairs.sd_over_draws(pairs.trapezoidal_precision(s.query_ranks)),
+        needs="galleries",
+        higher_is_better=False,
+    ),
+    Measure(
         "mINP",
         "mINP",
         "Mean inverse negative penalty: number of photos of the same person divided by the rank of"
         " the last of them. 100 % if all of them come first.",
         lambda s: people_mean(s.retrieval.inverse_penalty[s.photos], s.people).value,
         needs="galleries",
+    ),
+    Measure(
+        "n_distractors",
+        "distractors in a gallery",
+        "Number of photos that extend a gallery: the gallery photos of the other aspects, as other"
+        " people. On the whole of 11k Hands, gallery and distractors are 290.",
+        lambda s: s.n_distractors,
+        needs="distractors",
+        unit=COUNT,
+        block="extended_gallery",
+    ),
+    Measure(
+        "rank_1_extended",
+        "rank-1, extended galleries",
+        "Rank-1 if the galleries also hold the distractors.",
+        lambda s: people_mean(pairs.rank_hits(s.extended_query_ranks, 1), s.people),
+        needs="distractors",
+        block="extended_gallery",
+    ),
+    Measure(
+        "rank_1_extended_sd",
+        "rank-1, extended galleries, standard deviation over galleries",
+        "Standard deviation of this rank-1 over the random galleries. It does not include the"
+        " choice of people, nor the training.",
+        lambda s: pairs.sd_over_draws(pairs.rank_hits(s.extended_query_ranks, 1)),
+        needs="distractors",
+        higher_is_better=False,
+        block="extended_gallery",
+    ),
+    Measure(
+        "mAP_trapezoidal_extended",
+        "mAP in extended galleries, trapezoidal (as published)",
+        "The trapezoidal mAP if the galleries also hold the distractors.",
+        lambda s: people_mean(pairs.trapezoidal_precision(s.extended_query_ranks), s.people),
+        needs="distractors",
+        block="extended_gallery",
+    ),
+    Measure(
+        "mAP_trapezoidal_extended_sd",
+        "mAP in extended galleries, trapezoidal, standard deviation over galleries",
+        "Standard deviation of this mAP over the random galleries. It does not include the choice"
+        " of people, nor the training.",
+        lambda s: pairs.sd_over_draws(pairs.trapezoidal_precision(s.extended_query_ranks)),
+        needs="distractors",
+        higher_is_better=False,
+        block="extended_gallery",
     ),
     Measure(
         "fnir_at_fpir_0.01",

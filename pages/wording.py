@@ -24,7 +24,7 @@ ONE_SESSION = (
 GENERAL_TERMS = {
     "95 % confidence interval": "Percentiles 2.5 and 97.5 of 2,000 bootstrap samples of people (not"
     " of photos). It reflects the choice of people, not other cameras, sessions or populations.",
-    "Unseen people": "People without any photo in the training data (subject-disjoint evaluation).",
+    "Unseen people": "People without any photo in the training data.",
     "Genuine and impostor pairs": "Two photos of the same person; two photos of different people.",
     "False match rate (FMR)": "Fraction of impostor pairs whose similarity reaches the threshold.",
     "False non-match rate (FNMR)": "Fraction of genuine pairs whose similarity stays below the"
@@ -62,8 +62,8 @@ def pairs_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
 def is_unseen(metrics: Mapping[str, Any]) -> bool:
     """Return whether all people on the photos are unseen."""
     protocol = PROTOCOLS.get(metrics["protocol"])
-    disjoint = protocol is not None and protocol.disjoint and metrics["split"] != "train"
-    return disjoint or bool(metrics.get("cross_hand"))
+    unseen = protocol is not None and metrics["split"] in protocol.unseen
+    return unseen or bool(metrics.get("cross_hand"))
 
 
 def classified_tasks(tasks: Mapping[str, Any]) -> list[str]:

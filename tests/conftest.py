@@ -222,6 +222,14 @@ def disjoint_checkpoint(split_root: Path, tmp_path: Path) -> Path:
     return train_tiny(split_root, tmp_path / "disjoint", *flags)
 
 
+@pytest.fixture
+def half_checkpoint(split_root: Path, tmp_path: Path) -> Path:
+    """One epoch of protocol half: three people in train and val, three others in test."""
+    protocol = ("--protocol", "half")
+    run_quietly(dataset_11k_split.main, "--input", str(split_root), *protocol)
+    return train_tiny(split_root, tmp_path / "half", *protocol, "--N_epochs", "1")
+
+
 def folder_of(variable: str) -> Path:
     """Return the folder that an environment variable names, or skip the test."""
     if not os.environ.get(variable):

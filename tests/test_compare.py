@@ -239,6 +239,16 @@ def test_two_backbones_under_two_protocols(
     assert (output / "results.csv").read_bytes() == before[output / "results.csv"]
 
 
+def test_half_is_compared_by_embeddings(root: Path, tmp_path: Path, children: Children) -> None:
+    assert dataset_11k_split.main(["--input", str(root), "--protocol", "half"]) == 0
+    flags = flags_of(root, tmp_path / "out", "--protocols", "half", backbones=BOTH[:1])
+    assert compare.main(flags) == 0
+    (line,) = pd.read_csv(tmp_path / "out" / "results.csv").to_dict("records")
+    assert (line["protocol"], line["split"]) == ("half", "test")
+    assert np.isnan(line["fold"])
+    assert line["identity_rank_1_chance"] == pytest.approx(1 / 3)
+
+
 def test_a_failing_run_stops_no_other_and_is_repeated(
     root: Path, tmp_path: Path, children: Children, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,7 +370,7 @@ def test_one_comparison_at_a_time(
 
 def made_up_run(folder: Path, cell: Cell, skill: float = 1.0, **more: Any) -> EvaluatedRun:
     """Return a run of a model that guesses, with its evaluation in `folder`."""
-    unseen = PROTOCOLS[cell.protocol].disjoint
+    unseen = "test" in PROTOCOLS[cell.protocol].unseen
     draw = np.random.default_rng([cell.seed, cell.fold or 0, len(cell.backbone)])
     person = np.random.default_rng(0).permutation(np.repeat(np.arange(N_PEOPLE), 6))
     n_photos = len(person)

@@ -37,6 +37,7 @@ ASPECTS = {
 }
 FIELDS = ("image_path", "id", "gender", "age")
 SIDES = ("train", "val")
+LISTS = ("leakage", "gallery", "distractors")  # CSVs that are no splits
 
 Row = tuple[str, ...]
 
@@ -89,7 +90,7 @@ def written(root: Path) -> dict[str, bytes]:
 
 def split_csvs(root: Path) -> list[str]:
     """Return the CSVs of `written` that have the columns of a split."""
-    return [name for name in written(root) if Path(name).stem not in ("leakage", "gallery")]
+    return [name for name in written(root) if Path(name).stem not in LISTS]
 
 
 def remove_photos(root: Path, csv_file: str, places: tuple[int, ...]) -> list[str]:
@@ -412,7 +413,7 @@ def test_the_published_counts_and_rows(real_full_info: Path, tmp_path: Path) -> 
 Photo = tuple[str, str]  # id, name
 Sides = dict[tuple[str, int], dict[str, list[Photo]]]  # (aspect, fold) -> split -> its photos
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
-NEW_PROTOCOLS = ("stratified", "burst", "subject-disjoint")
+NEW_PROTOCOLS = ("stratified", "burst", "subject-disjoint", "half")
 
 
 def number(photo: Photo) -> int:
@@ -501,11 +502,28 @@ def check_disjoint(sides: Sides, everyone: dict[str, list[Photo]], n_folds: int)
     assert tested.keys() == {person for photos in everyone.values() for person, _ in photos}
 
 
+def sort_key(person: str) -> tuple[bool, int, str]:
+    """Sort numbers by value, and before other ids."""
+    return not person.isdigit(), int(person) if person.isdigit() else 0, person
+
+
+def check_half(sides: Sides, everyone: dict[str, list[Photo]]) -> None:
+    for (aspect, _), parts in sides.items():
+        assert sorted(sum(parts.values(), [])) == sorted(everyone[aspect])
+        train, val, test = (by_person(parts[side]) for side in SHARES)
+        assert len(train) - len(test) in (0, 1)
+        assert not (train and test) or max(map(sort_key, train)) < min(map(sort_key, test))
+        for person, numbers in by_person(everyone[aspect]).items():
+            expected = 1 if person in train and len(numbers) > 1 else 0
+            assert len(val.get(person, [])) == expected
+
+
 def check(protocol: str, sides: Sides, everyone: dict[str, list[Photo]], n_folds: int) -> None:
     if protocol == "subject-disjoint":
         check_disjoint(sides, everyone, n_folds)
     else:
-        {"stratified": check_stratified, "burst": check_burst}[protocol](sides, everyone)
+        checks = {"stratified": check_stratified, "burst": check_burst, "half": check_half}
+        checks[protocol](sides, everyone)
 
 
 @st.composite
@@ -642,6 +660,33 @@ def test_a_protocol_keeps_its_promise_on_11k_hands(
         assert line.endswith(" 1/1/1/1/1")  # the five people over 30
 
 
+# Per aspect, as published: last id in train; people in train, test; photos in train with val, test.
+HALVES = {
+    "dorsal_dr": (1050, 72, 71, 962, 1042),
+    "dorsal_dl": (1037, 73, 73, 808, 1061),
+    "palmar_pr": (1051, 72, 71, 977, 988),
+    "palmar_pl": (1042, 76, 75, 1004, 1023),
+}
+
+
+@pytest.mark.real
+def test_the_published_halves(real_full_info: Path, tmp_path: Path) -> None:
+    root = layout(tmp_path / "11k", real_full_info.read_bytes().decode())
+    assert main(["--input", str(root), "--protocol", "half"]) == 0
+    sides = sides_on_disk(root, "half")
+    for aspect, (last_id, n_train, n_test, train_photos, test_photos) in HALVES.items():
+        train, val, test = sides[aspect, 0].values()
+        people, unseen = by_person(train), by_person(test)
+        assert max(map(int, people)) <= last_id < min(map(int, unseen))
+        assert len(people) == len(by_person(val)) == len(val) == n_train
+        assert len(unseen) == n_test
+        assert (len(train) + len(val), len(test)) == (train_photos, test_photos)
+        folder = root / "trainval" / "half" / aspect / "fold_0"
+        for name, n_entries in (("gallery", n_test), ("distractors", 290 - n_test)):
+            draws = pd.read_csv(folder / f"{name}.csv")["draw"].value_counts()
+            assert draws.to_dict() == dict.fromkeys(range(10), n_entries)
+
+
 @pytest.mark.real
 def test_the_published_split_leaks_as_measured(real_full_info: Path, tmp_path: Path) -> None:
     root = layout(tmp_path / "11k", real_full_info.read_bytes().decode())
@@ -677,6 +722,7 @@ def test_the_seed_decides_who_goes_where(drawn_root: Path, protocol: str) -> Non
         ("stratified", "a935646401771563"),
         ("burst", "b989996a40eeb300"),
         ("subject-disjoint", "f06ec35902f5e979"),
+        ("half", "804c48b4d9242d00"),
     ],
 )
 def test_draws_are_the_same_in_every_version(
@@ -741,6 +787,22 @@ def test_a_gallery_has_one_test_photo_of_everybody(drawn_root: Path, missing: bo
         assert gallery["image_path"].nunique() > len(set(person_of.values()))  # draws differ
     assert main(flags) == 0
     assert all(first[key].equals(gallery) for key, gallery in galleries(drawn_root).items())
+
+
+def test_distractors_are_the_galleries_of_the_other_aspects(drawn_root: Path) -> None:
+    for photo in sorted((drawn_root / "Hands").iterdir())[::3]:
+        photo.unlink()
+    assert main(["--input", str(drawn_root), "--protocol", "half", "--skip_missing"]) == 0
+    folders = {aspect: drawn_root / f"trainval/half/{aspect}/fold_0" for aspect in ASPECTS}
+    drawn = {aspect: pd.read_csv(path / "gallery.csv") for aspect, path in folders.items()}
+    sides = sides_on_disk(drawn_root, "half")
+    for aspect, folder in folders.items():
+        unseen = by_person(sides[aspect, 0]["test"])
+        assert set(drawn[aspect]["draw"].value_counts()) == {len(unseen)}
+        expected = [line for other, x in drawn.items() if other != aspect for line in x.to_numpy()]
+        found = pd.read_csv(folder / "distractors.csv").to_numpy()
+        assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
+        assert len(found) == 10 * 3 * 6  # six people each
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -923,6 +985,9 @@ def test_every_protocol_of_an_attributes_file(own_root: Path, protocol: str) -> 
             gallery = pd.read_csv(files.gallery)
             assert len(gallery) == 10
             assert set(gallery["image_path"]) <= set(parts["test"]["image_path"])
+        if protocol == "half":
+            assert set(parts["train"]["id"]) == set(parts["val"]["id"]) == {"anna", "ben"}
+            assert not files.distractors.exists()
         assert read_data(path, protocol, fold).label_space.tasks == ("identity",)
 
 

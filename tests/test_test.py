@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.special import logsumexp
 from sklearn.metrics import (
     accuracy_score,
@@ -317,9 +317,72 @@ def test_unseen_people_are_matched(
         same = people[other] == people[query]
         precision.append(average_precision_score(same, similarity[query, other]))
     assert found["all_pairs"]["mAP"] == pytest.approx(np.mean(precision))
-    assert {"rank_1", "mAP", "eer"} == found["all_pairs"]["intervals"].keys()
+    assert {"rank_1", "mAP", "mAP_trapezoidal", "eer"} == found["all_pairs"]["intervals"].keys()
+    assert found["all_pairs"]["extended_gallery"] is None
     assert found["beyond_2_frames"]["n_genuine"] < found["all_pairs"]["n_genuine"]
     assert found["baselines"]["chance"]["rank_1"] == 0.5
+
+
+def test_half_of_the_people_is_matched_in_galleries_with_distractors(
+    half_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_checkpoint(half_checkpoint)
+    scores = [state["metrics"][f"val_balanced_accuracy_{task}"] for task in TASKS]
+    assert state["best"]["score"] == pytest.approx(np.mean(scores))  # people of val are known
+    assert state["metrics"]["val_rank_1"] is None
+
+    aspects = ("dorsal_dr", "dorsal_dl", "palmar_pr", "palmar_pl")
+    for name in pd.concat(read_half(split_root, aspect) for aspect in aspects[1:])["name"]:
+        with Image.open(split_root / "Hands" / name) as photo:  # no two are the same picture
+            ImageOps.mirror(photo).save(split_root / "Hands" / name)
+    assert evaluate(half_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(half_checkpoint, "test")
+    assert metrics["fold"] is None
+    assert metrics["n_people"] == 3
+    assert metrics["leakage"]["person_in_train"] == 0
+    matching = metrics["tasks"]["identity"]["matching"]
+    assert matching["all_pairs"]["likelihood_ratio"] is None  # val shows people of train
+
+    vector_of: dict[str, np.ndarray] = {}
+    for aspect in aspects:  # the embeddings of the distractors, evaluated as another aspect
+        other = ["--test_attributes_file", str(split_root / "sub_dataset" / f"{aspect}.csv")]
+        if aspect != "dorsal_dr":
+            assert evaluate(half_checkpoint, split_root, *other) == 0
+        units = metrics_of(half_checkpoint, "test", aspect)[1]["embedding"].astype(float)
+        units /= np.linalg.norm(units, axis=1, keepdims=True)
+        vector_of |= zip(read_half(split_root, aspect)["image_path"], units, strict=True)
+    drawn = split_root / "trainval" / "half" / "dorsal_dr" / "fold_0"
+    gallery, distractors = (
+        pd.read_csv(drawn / f"{name}.csv").groupby("draw")["image_path"].apply(list)
+        for name in ("gallery", "distractors")
+    )
+    test = read_half(split_root, "dorsal_dr").set_index("image_path")["id"]
+    hits = []
+    for draw in range(10):
+        for query in set(test.index) - set(gallery[draw]):
+            own = [x for x in gallery[draw] if test[x] == test[query]]
+            others = {*gallery[draw], *distractors[draw]} - set(own)
+            similarity = {x: vector_of[query] @ vector_of[x] for x in (*own, *others)}
+            hits.append(similarity[own[0]] > max(similarity[x] for x in others))
+    extended = matching["all_pairs"]["extended_gallery"]
+    assert extended["n_distractors"] == 9
+    assert extended["rank_1_extended"] == pytest.approx(np.mean(hits))
+    report = (results_of(half_checkpoint, "test") / "report.html").read_text()
+    assert "rank-1, extended galleries" in report
+
+    capsys.readouterr()
+    (split_root / "Hands" / Path(distractors[0][0]).name).unlink()
+    assert evaluate(half_checkpoint, split_root) == 0
+    assert re.search(r"1 of \d+ distractors of .* are missing", capsys.readouterr().err)
+    metrics, _ = metrics_of(half_checkpoint, "test")
+    pairs = metrics["tasks"]["identity"]["matching"]["all_pairs"]
+    assert pairs["extended_gallery"] is None
+    assert pairs["rank_1"] == matching["all_pairs"]["rank_1"]
+
+
+def read_half(root: Path, aspect: str) -> pd.DataFrame:
+    """Return the test samples of protocol half."""
+    return read_samples(root / "trainval" / "half" / aspect / "fold_0" / "test.csv")
 
 
 def test_headline_measures_are_printed_with_interval_and_baselines(

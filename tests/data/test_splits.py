@@ -309,13 +309,16 @@ def copy_line(source: str, target: str) -> Callable[[Path], None]:
     return spoil
 
 
-def copy_person(drawn: Path) -> None:
-    """Let a val photo show somebody of train."""
-    train, val = (read_samples(drawn / f"{s}.csv") for s in ("train", "val"))
-    val.loc[val["id"] == val["id"][0], ["id", "gender", "age"]] = (
-        train[["id", "gender", "age"]].iloc[0].to_list()
-    )
-    val.to_csv(drawn / "val.csv", index=False, columns=["image_path", "id", "gender", "age"])
+def copy_person(split: str) -> Callable[[Path], None]:
+    """Let photos of a split show somebody of train."""
+
+    def spoil(drawn: Path) -> None:
+        train, part = (read_samples(drawn / f"{s}.csv") for s in ("train", split))
+        columns = ["id", "gender", "age"]
+        part.loc[part["id"] == part["id"][0], columns] = train[columns].iloc[0].to_list()
+        part.to_csv(drawn / f"{split}.csv", index=False, columns=["image_path", *columns])
+
+    return spoil
 
 
 def keep_header(drawn: Path) -> None:
@@ -346,7 +349,9 @@ def add_unseen(drawn: Path) -> None:
     ("protocol", "spoil", "message"),
     [
         ("burst", copy_line("train.csv", "test.csv"), r"jpg is in two splits: .*train.csv and .*t"),
-        ("subject-disjoint", copy_person, r" is in two splits: .*train.csv and .*val.csv. Run ag"),
+        ("subject-disjoint", copy_person("val"), r" is in two splits: .*train.csv and .*val.csv."),
+        ("half", copy_person("test"), r" is in two splits: .*train.csv and .*test.csv. Run again"),
+        ("half", lambda drawn: None, ""),
         ("burst", keep_header, r"no photo of dorsal_dr: .*val.csv. Train on another aspect"),
         ("paper", add_unseen, r"somebody \(photo x.jpg\) is in .*val.csv but not in .*dorsal_dr.c"),
         (

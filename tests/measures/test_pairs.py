@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import warnings
 
 import numpy as np
@@ -15,12 +16,14 @@ from measures.pairs import (
     Verification,
     compare_all,
     cosine_similarity,
+    extended_ranks,
     fnir_at_fpir,
     fnmr_at_fmr,
     gallery_ranks,
     pairwise_similarity,
     retrieve,
 )
+from measures.registry import MEASURES
 
 RANDOM = np.random.default_rng(11)
 GAPS = (0, 2)
@@ -147,6 +150,8 @@ def test_ranks_in_galleries_equal_brute_force(name: str, gap: int) -> None:
         all_people=people,
         galleries=galleries,
         ranks=found,
+        n_distractors=0,
+        extended_ranks=None,
         retrieval=retrieve(similarity, people),
         calibration_pairs=None,
         photos=np.arange(len(people)),
@@ -159,6 +164,62 @@ def test_ranks_in_galleries_equal_brute_force(name: str, gap: int) -> None:
         can_be_wrong = len(defined) and len(np.unique(people)) > 2
         rate = (defined <= 2).mean() if can_be_wrong else np.nan
         assert part.rank_rate(2).value == pytest.approx(rate, nan_ok=True)
+
+
+def brute_trapezoid(hits: list[bool]) -> float:
+    """Return the area under the precision-recall curve of a ranking, by trapezoids."""
+    area, n_found, before = 0.0, 0, 1.0  # precision before the first is 1
+    for rank, hit in enumerate(hits, start=1):
+        n_found += hit
+        precision = n_found / rank
+        if hit:
+            area += (before + precision) / 2 / sum(hits)
+        before = precision
+    return area
+
+
+@pytest.mark.parametrize("n_draws", [1, 3])
+@pytest.mark.parametrize("name", [name for name in SCENES if name != "none"])
+def test_published_measures_in_galleries_equal_brute_force(name: str, n_draws: int) -> None:
+    similarity, people = excluding(name, 0)
+    n_photos, names = len(people), np.unique(people)
+    galleries = np.array(
+        [[RANDOM.choice(np.flatnonzero(people == p)) for p in names] for _ in range(n_draws)]
+    )
+    to_distractors = RANDOM.choice(similarity.ravel(), (n_photos, 7))  # ties with the mates' scores
+    distractors = np.array([RANDOM.permutation(7)[:4] for _ in range(n_draws)])
+    scores = PairScores(
+        similarity=similarity,
+        all_people=people,
+        galleries=galleries,
+        ranks=gallery_ranks(similarity, people, galleries),
+        n_distractors=4,
+        extended_ranks=extended_ranks(similarity, people, galleries, to_distractors, distractors),
+        retrieval=retrieve(similarity, people),
+        calibration_pairs=None,
+        photos=np.arange(n_photos),
+    )
+    for extended in (False, True):
+        firsts, areas = [], []
+        for gallery, others in zip(galleries, distractors, strict=True):
+            pairs = []
+            for i in set(range(n_photos)) - set(gallery):
+                ranking = [(-similarity[i, j], people[j] == people[i]) for j in gallery]
+                ranking += [(-to_distractors[i, j], False) for j in others] * extended
+                hits = [hit for _, hit in sorted(ranking)]  # mates come last among ties
+                pairs.append((hits[0], brute_trapezoid(hits)))
+            if pairs:
+                firsts.append(np.mean([first for first, _ in pairs]))
+                areas.append(np.mean([area for _, area in pairs]))
+        suffix = "_extended" if extended else ""
+        for key, by_draw in ((f"rank_1{suffix}", firsts), (f"mAP_trapezoidal{suffix}", areas)):
+            if key == "rank_1" and len(names) == 1:
+                by_draw = []  # the answer could not be wrong
+            mean = np.mean(by_draw) if by_draw else math.nan
+            spread = statistics.stdev(by_draw) if len(by_draw) > 1 else math.nan
+            assert MEASURES[key].function(scores).value == pytest.approx(mean, nan_ok=True)
+            found = MEASURES[f"{key}_sd"].function(scores)
+            assert found == pytest.approx(spread, nan_ok=True)
 
 
 # ----------------------------------------------------------------------------- verification

@@ -138,6 +138,8 @@ def test_the_baselines_mean_something_else_for_unseen_people() -> None:
     assert wording.is_unseen(metrics(protocol="subject-disjoint", split="test"))
     assert wording.is_unseen(metrics(cross_hand={"trained_on": "x"}))
     assert not wording.is_unseen(metrics(protocol="subject-disjoint", split="train"))
+    assert not wording.is_unseen(metrics(protocol="half", split="val"))
+    assert wording.is_unseen(metrics(protocol="half", split="test"))
     assert not wording.is_unseen(metrics())
     assert "generalises to unseen people" in wording.explain_baselines(True)
     assert "recognising people" in wording.explain_baselines(False)
