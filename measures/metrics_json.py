@@ -17,7 +17,6 @@ from measures.bootstrap import FEW_PEOPLE, PeopleMeasure, bootstrap, by_group, p
 from measures.classes import ClassPredictions
 from measures.pairs import (
     PairScores,
-    compare_all,
     cosine_similarity,
     gallery_ranks,
     pairwise_similarity,
@@ -34,6 +33,8 @@ GROUP_KEYS = ("value", "low", "high", "n_photos", "n_people")
 NO_BASELINE = ("probabilities", "people")  # a baseline predicts one class, without a ranking
 
 CERTAIN = 1000.0  # logit of the class that a baseline predicts; its probability is 1
+
+CALIBRATED_ON = "the other people of the split"  # of likelihood ratios
 
 MAX_COMPARED_PHOTOS = 6000  # their pairs take about 2 GB of memory
 
@@ -277,20 +278,12 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
     frames = arrays["frame_number"]
     similarity = pairwise_similarity(arrays["embedding"], people, frames, excluded_gap)
     galleries = arrays.get("galleries", np.zeros((0, 0), dtype=np.int64))
-    calibration_pairs = None
-    if "calibration_embedding" in arrays:
-        others, numbers = arrays["calibration_people"], arrays["calibration_frame_number"]
-        embeddings = arrays["calibration_embedding"]
-        calibration_pairs = compare_all(
-            pairwise_similarity(embeddings, others, numbers, excluded_gap), others
-        )
     return PairScores(
         similarity=similarity,
         all_people=people,
         galleries=galleries,
         ranks=gallery_ranks(similarity, people, galleries),
         retrieval=retrieve(similarity, people),
-        calibration_pairs=calibration_pairs,
         photos=np.arange(len(people)),
     )
 
@@ -318,7 +311,7 @@ def compute_pairs(arrays: Arrays) -> dict[str, Any]:
         blocks = dict.fromkeys(measure.block for measure in pair_measures() if measure.block)
         metrics[kind] = blocks | to_block(apply_measures(measures, scores))
         if metrics[kind]["likelihood_ratio"] is not None:
-            metrics[kind]["likelihood_ratio"]["calibrated_on"] = "val"
+            metrics[kind]["likelihood_ratio"]["calibrated_on"] = CALIBRATED_ON
         metrics[kind]["groups"] = compute_groups(measures, scores, read_groups(arrays))
         chance = {m.key: m.chance(scores) for m in measures if m.chance is not None}
         metrics["baselines"] = {"chance": chance}

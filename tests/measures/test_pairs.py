@@ -148,7 +148,6 @@ def test_ranks_in_galleries_equal_brute_force(name: str, gap: int) -> None:
         galleries=galleries,
         ranks=found,
         retrieval=retrieve(similarity, people),
-        calibration_pairs=None,
         photos=np.arange(len(people)),
     )
     for part, rows in (
