@@ -371,29 +371,6 @@ def group_arrays(scope: Scope) -> dict[str, np.ndarray]:
     }
 
 
-def calibration_arrays(
-    config: EvalConfig, state: State, scope: Scope, predictor: Predictor
-) -> dict[str, np.ndarray]:
-    """Return embeddings of val, whose people calibrate the likelihood ratios of test.
-
-    Empty unless unseen people of test are matched, val shows unseen people as well, and is
-    unchanged since the training.
-    """
-    files = scope.files
-    is_calibrated = scope.split == "test" and "val" in PROTOCOLS[files.protocol].unseen
-    if not is_calibrated or not scope.is_matched or not files.split("val").is_file():
-        return {}
-    samples = read_split(files, "val", state)
-    if fingerprint(samples) != state["fingerprints"]["val"]:
-        return {}
-    check_photos(samples, files.photos, files.split("val"))
-    return {
-        "calibration_embedding": predict(config, predictor, samples, files.photos).embeddings,
-        "calibration_people": samples["id"].to_numpy(str),
-        "calibration_frame_number": frame_numbers(samples["name"]).to_numpy(),
-    }
-
-
 def distractor_arrays(
     config: EvalConfig,
     scope: Scope,
@@ -563,7 +540,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = build_table(scope.samples, predictions, predictor)
     arrays = {
         **build_arrays(scope, predictions, predictor, state["training"]),
-        **calibration_arrays(config, state, scope, predictor),
         **training_arrays(config, state, scope, predictor),
         **galleries,
         **distractor_arrays(config, scope, predictor, galleries),

@@ -25,7 +25,6 @@ from measures.bootstrap import (
 from measures.classes import ClassPredictions
 from measures.pairs import (
     PairScores,
-    compare_all,
     cosine_similarity,
     extended_ranks,
     gallery_ranks,
@@ -41,6 +40,8 @@ GROUP_PREFIX = "group_"  # of the arrays that hold each photo's group
 GROUP_KEYS = ("value", "low", "high", "n_photos", "n_people")
 
 NO_BASELINE = ("probabilities", "people")  # a baseline predicts one class, without a ranking
+
+CALIBRATED_ON = "the other people of the split"  # of likelihood ratios
 
 MAX_COMPARED_PHOTOS = 6000  # their pairs take about 2 GB of memory
 
@@ -111,7 +112,8 @@ def apply_measures(measures: Sequence[Measure], scores: Scores) -> Measured:
         result = np.nan if empty else measure.function(scores)
         if measure.headline and not isinstance(result, PeopleMeasure):
             raise TypeError(f"the function of headline {measure.key} must return a PeopleMeasure")
-        results[measure.key] = cache_draws(result) if measure.headline else result
+        is_drawn = isinstance(result, PeopleMeasure)
+        results[measure.key] = cache_draws(result) if is_drawn else result
     return results
 
 
@@ -262,13 +264,6 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
     if "distractors" in arrays:
         to_distractors = cosine_similarity(arrays["embedding"], arrays["distractor_embedding"])
         extended = extended_ranks(similarity, people, galleries, to_distractors, distractors)
-    calibration_pairs = None
-    if "calibration_embedding" in arrays:
-        others, numbers = arrays["calibration_people"], arrays["calibration_frame_number"]
-        embeddings = arrays["calibration_embedding"]
-        calibration_pairs = compare_all(
-            pairwise_similarity(embeddings, others, numbers, excluded_gap), others
-        )
     return PairScores(
         similarity=similarity,
         all_people=people,
@@ -277,7 +272,6 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
         n_distractors=distractors.shape[1],
         extended_ranks=extended,
         retrieval=retrieve(similarity, people),
-        calibration_pairs=calibration_pairs,
         photos=np.arange(len(people)),
     )
 
@@ -321,7 +315,7 @@ def compute_pairs(arrays: Arrays) -> dict[str, Any]:
         }
         metrics[kind]["differences_to_baselines"] = compute_differences(results, baselines)
         if metrics[kind]["likelihood_ratio"] is not None:
-            metrics[kind]["likelihood_ratio"]["calibrated_on"] = "val"
+            metrics[kind]["likelihood_ratio"]["calibrated_on"] = CALIBRATED_ON
         metrics[kind]["groups"] = compute_groups(measures, scores, read_groups(arrays))
     if "galleries" in arrays:
         metrics["n_galleries"] = len(arrays["galleries"])

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 
 from measures.bootstrap import PeopleMeasure, people_mean
 from measures.classes import ratio
-from measures.likelihood_ratio import ScoreCalibration, fit_calibration
+from measures.likelihood_ratio import CrossCalibration, cross_calibrate, people_misleading
 
 BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from one video
 
@@ -351,7 +351,6 @@ class PairScores:
     n_distractors: number of photos that extend each gallery.
     extended_ranks: (N, n_draws) ranks in extended galleries; None: there are no distractors.
     retrieval: of all photos.
-    calibration_pairs: pairs of other people, which likelihood ratios are calibrated on, if any.
     photos: (n,) indices of the photos that are measured.
     """
 
@@ -362,7 +361,6 @@ class PairScores:
     n_distractors: int
     extended_ranks: np.ndarray | None
     retrieval: Retrieval
-    calibration_pairs: Comparisons | None
     photos: np.ndarray
 
     def of(self, rows: np.ndarray) -> PairScores:
@@ -413,18 +411,22 @@ class PairScores:
         return self.verification.curve()
 
     @cached_property
-    def calibration(self) -> ScoreCalibration | None:
-        """The calibration of likelihood ratios; None: there is nothing to fit it on."""
-        if self.calibration_pairs is None:
+    def calibration(self) -> CrossCalibration | None:
+        """The calibrations of likelihood ratios; None: people seen in training, or too few."""
+        if not len(self.galleries):
             return None
-        return fit_calibration(self.calibration_pairs.score, self.calibration_pairs.genuine)
+        return cross_calibrate(*compare_all(self.similarity, self.all_people))
 
     @cached_property
     def log_ratios(self) -> np.ndarray:
         """The natural logarithm of the likelihood ratio of each of `pairs`, (M,)."""
         if self.calibration is None:
             raise ValueError("likelihood ratios need a calibration")
-        return self.calibration.log_likelihood_ratio(self.pairs.score)
+        return self.calibration.log_likelihood_ratio(*self.pairs)
+
+    def misleading(self, *, genuine: bool, beyond: float = 0.0) -> PeopleMeasure:
+        """Return the rate of misleading evidence, as `people_misleading`."""
+        return people_misleading(self.log_ratios, *self.pairs[1:], genuine=genuine, beyond=beyond)
 
     @property
     def n_enrolled(self) -> int:

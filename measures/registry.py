@@ -11,7 +11,7 @@ ages           the same, of tasks whose classes are age ranges
 pairs          `pairs.PairScores`: similarities of all pairs of photos
 galleries      the same, where galleries were drawn (unseen people)
 distractors    the same, where the galleries are also extended by distractors
-calibration    the same, where a calibration of likelihood ratios could be fitted
+calibration    the same, of unseen people, if they are enough to calibrate likelihood ratios
 
 The function returns a number, or a `bootstrap.PeopleMeasure`, which adds a 95 % confidence interval
 over people. Only the latter can be a headline.
@@ -34,12 +34,16 @@ from measures.pairs import BURST
 
 @dataclass(frozen=True)
 class Unit:
-    """How a value is printed: multiplied by `scale`, with `digits` decimals, then `suffix`."""
+    """How a value is printed: multiplied by `scale`, with `digits` decimals, then `suffix`.
+
+    words: what the value means, in brackets behind it.
+    """
 
     suffix: str = ""
     scale: float = 1.0
     digits: int = 3
     axis: str = ""  # label of a chart's axis
+    words: Callable[[float], str] | None = None
 
     @property
     def is_percent(self) -> bool:
@@ -52,7 +56,8 @@ class Unit:
             return "–"
         rounded = round(self.scale * value, self.digits) + 0.0  # no negative zero
         text = f"{rounded:,.{self.digits}f}".replace("-", "\u2212")
-        return f"{text}{self.suffix if suffix else ''}"
+        meaning = f" ({self.words(value)})" if suffix and self.words else ""
+        return f"{text}{self.suffix if suffix else ''}{meaning}"
 
     def format_interval(self, low: float | None, high: float | None) -> str:
         """Return `low to high` with the unit; an en dash if an end is unknown."""
@@ -66,6 +71,7 @@ BITS = Unit("\u00a0bits", 1, 3, "bits")
 NATS = Unit("\u00a0nats", 1, 3, "nats")
 COUNT = Unit("", 1, 0, "count")
 NUMBER = Unit("", 1, 3)
+LOG10_RATIO = Unit("", 1, 2, words=likelihood_ratio.verbal_equivalent)
 
 CLASS_NEEDS = ("classes", "probabilities", "two classes", "people", "ages")
 PAIR_NEEDS = ("pairs", "galleries", "distractors", "calibration")
@@ -438,18 +444,10 @@ _ROWS = (
     ),
     Measure(
         "calibration_people",
-        "people in the calibration set",
-        "Number of people whose pairs the likelihood ratios were calibrated on.",
-        lambda s: len(np.unique(s.calibration_pairs.people)),
-        needs="calibration",
-        unit=COUNT,
-        block="likelihood_ratio",
-    ),
-    Measure(
-        "calibration_pairs",
-        "pairs in the calibration set",
-        "Number of pairs that the likelihood ratios were calibrated on.",
-        lambda s: len(s.calibration_pairs.score),
+        "people in the smallest calibration set",
+        "Least number of people that a likelihood ratio was calibrated on. Each pair is calibrated"
+        " on pairs of other people.",
+        lambda s: s.calibration.n_people,
         needs="calibration",
         unit=COUNT,
         block="likelihood_ratio",
@@ -457,8 +455,9 @@ _ROWS = (
     Measure(
         "slope",
         "slope of the calibration",
-        "Change of the natural logarithm of the likelihood ratio per unit of similarity.",
-        lambda s: s.calibration.slope,
+        "Change of the natural logarithm of the likelihood ratio per unit of similarity, mean over"
+        " the calibrations.",
+        lambda s: np.mean([part.slope for part in s.calibration.parts]),
         needs="calibration",
         unit=NUMBER,
         block="likelihood_ratio",
@@ -466,10 +465,32 @@ _ROWS = (
     Measure(
         "intercept",
         "intercept of the calibration",
-        "Natural logarithm of the likelihood ratio at similarity 0.",
-        lambda s: s.calibration.intercept,
+        "Natural logarithm of the likelihood ratio at similarity 0 before bounding, mean over the"
+        " calibrations.",
+        lambda s: np.mean([part.intercept for part in s.calibration.parts]),
         needs="calibration",
         unit=NUMBER,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "log10_lr_min",
+        "lower bound of log10(LR)",
+        "Lowest log10 of a likelihood ratio that the calibration data support (ELUB: empirical"
+        " lower and upper bounds); lower ones were raised to it. The narrowest bounds of"
+        " all calibrations.",
+        lambda s: min(part.log10_min for part in s.calibration.parts),
+        needs="calibration",
+        unit=LOG10_RATIO,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "log10_lr_max",
+        "upper bound of log10(LR)",
+        "Highest log10 of a likelihood ratio that the calibration data support; higher ones were"
+        " lowered to it.",
+        lambda s: max(part.log10_max for part in s.calibration.parts),
+        needs="calibration",
+        unit=LOG10_RATIO,
         block="likelihood_ratio",
     ),
     Measure(
@@ -487,8 +508,8 @@ _ROWS = (
     Measure(
         "cllr_min",
         "minimum Cllr",
-        "Cllr after the best monotonic calibration of the same scores: the cost of imperfect"
-        " discrimination. The rest of Cllr is the cost of imperfect calibration.",
+        "Cllr after the best monotonic calibration of the same likelihood ratios: the cost of"
+        " imperfect discrimination. The rest of Cllr is the cost of imperfect calibration.",
         lambda s: likelihood_ratio.cllr_min(s.log_ratios, s.pairs.genuine),
         needs="calibration",
         unit=BITS,
@@ -496,10 +517,21 @@ _ROWS = (
         block="likelihood_ratio",
     ),
     Measure(
+        "devpav",
+        "devPAV",
+        "Mean distance, in log10, of the likelihood ratios from their best monotonic calibration"
+        " (PAV): 0 is perfect calibration, 1 a factor of 10.",
+        lambda s: likelihood_ratio.devpav(s.log_ratios, s.pairs.genuine),
+        needs="calibration",
+        unit=NUMBER,
+        higher_is_better=False,
+        block="likelihood_ratio",
+    ),
+    Measure(
         "misleading_genuine",
         "misleading evidence, genuine pairs",
         "Fraction of genuine pairs with a likelihood ratio below 1.",
-        lambda s: likelihood_ratio.fraction_positive(-s.log_ratios[s.pairs.genuine]),
+        lambda s: s.misleading(genuine=True),
         needs="calibration",
         higher_is_better=False,
         block="likelihood_ratio",
@@ -508,7 +540,25 @@ _ROWS = (
         "misleading_impostor",
         "misleading evidence, impostor pairs",
         "Fraction of impostor pairs with a likelihood ratio above 1.",
-        lambda s: likelihood_ratio.fraction_positive(s.log_ratios[~s.pairs.genuine]),
+        lambda s: s.misleading(genuine=False),
+        needs="calibration",
+        higher_is_better=False,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "strongly_misleading_genuine",
+        "strongly misleading evidence, genuine pairs",
+        "Fraction of genuine pairs with a likelihood ratio below 1/100.",
+        lambda s: s.misleading(genuine=True, beyond=2),
+        needs="calibration",
+        higher_is_better=False,
+        block="likelihood_ratio",
+    ),
+    Measure(
+        "strongly_misleading_impostor",
+        "strongly misleading evidence, impostor pairs",
+        "Fraction of impostor pairs with a likelihood ratio above 100.",
+        lambda s: s.misleading(genuine=False, beyond=2),
         needs="calibration",
         higher_is_better=False,
         block="likelihood_ratio",

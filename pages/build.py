@@ -364,9 +364,8 @@ def report_charts(results: Results) -> dict[str, list[Chart]]:
     pairs = wording.pairs_of(metrics_tasks)
     found = class_charts(results)
     of_pairs = charts.pair_charts(results.arrays) if pairs else {}
-    for section in ("cmc", "det", "tippett"):
-        chart = of_pairs.get(section)
-        found[section] = found.get(section, []) + ([chart] if chart else [])
+    for section in ("cmc", "det", "ratios"):
+        found[section] = found.get(section, []) + of_pairs.get(section, [])
     blocks = {task: metrics_tasks[task] for task in results.tasks}
     blocks |= {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
     found["headlines"] = charts.headline_charts(wording.headlines(metrics_tasks))
@@ -403,6 +402,7 @@ def report_context(
         "protocol_reason": metrics.get("protocol_reason"),
         "warnings": wording.warnings(metrics),
         "headlines": [(line, capitalize(line.name), wording.verdict(line)) for line in lines],
+        "casework": wording.CASEWORK,
         "one_session": wording.ONE_SESSION if kinds else "",
         "explain_baselines": wording.explain_baselines(wording.is_unseen(metrics)),
         "baselines": baseline_table(lines) if lines else None,

@@ -17,7 +17,13 @@ import pandas as pd
 from dataset_11k import TASKS
 from measures.bootstrap import FEW_PEOPLE
 from measures.classes import ClassPredictions, cmc, reliability, true_ranks
-from measures.likelihood_ratio import tippett
+from measures.likelihood_ratio import (
+    describe_support,
+    devpav,
+    pav_log10_ratio,
+    support_level,
+    tippett,
+)
 from measures.metrics_json import Arrays, pair_kinds
 from measures.pairs import ErrorRates, fnmr_at_fmr
 from measures.registry import MEASURES, NUMBER, PERCENT, YEARS, Measure, Unit, pair_measures
@@ -31,6 +37,7 @@ from pages.figures import (
     draw_intervals,
     draw_lines,
     draw_people_bars,
+    draw_ratio_calibration,
     draw_reliability,
     encode_png,
     encode_svg,
@@ -47,8 +54,6 @@ SVG_LIMIT = 120_000  # bytes; a picture with more points is smaller as PNG
 MAX_RANK = 20
 
 FALSE_MATCH_RATES = (0.1, 0.01, 0.001)
-
-LOG10_RATIOS = (-4, -3, -2, -1, 0, 1, 2, 3, 4)
 
 TIPPETT_POINTS = 400
 
@@ -270,8 +275,8 @@ def rank_curve(predicted: ClassPredictions) -> Chart:
 # ----------------------------------------------------------------------------- pairs of photos
 
 
-def pair_charts(arrays: Arrays) -> dict[str, Chart | None]:
-    """Return the charts of pairs of photos: cmc (where galleries were drawn), det and tippett."""
+def pair_charts(arrays: Arrays) -> dict[str, list[Chart]]:
+    """Return the charts of pairs of photos: cmc (where galleries were drawn), det and ratios."""
     ranks, rates, ratios, n_people = [], [], [], 0
     for kind, scores in pair_kinds(arrays):
         name = name_of(kind)
@@ -283,9 +288,9 @@ def pair_charts(arrays: Arrays) -> dict[str, Chart | None]:
             ratios.append((name, scores.log_ratios, scores.pairs.genuine))
     gallery = "the photos of a gallery with one photo per person, ranked by similarity"
     return {
-        "cmc": cmc_chart("", ranks, n_people, gallery) if ranks else None,
-        "det": det_chart(rates),
-        "tippett": tippett_chart(ratios),
+        "cmc": [cmc_chart("", ranks, n_people, gallery)] if ranks else [],
+        "det": det_charts(rates),
+        "ratios": ratio_charts(ratios),
     }
 
 
@@ -326,11 +331,11 @@ def cmc_chart(
     )
 
 
-def det_chart(curves: Sequence[tuple[str, ErrorRates]]) -> Chart | None:
-    """Return the DET curves of error rates by name."""
+def det_charts(curves: Sequence[tuple[str, ErrorRates]]) -> list[Chart]:
+    """Return the DET curves of error rates by name; none without pairs of both kinds."""
     rates = [(name, found) for name, found in curves if found.n_genuine and found.n_impostor]
     if not rates:
-        return None
+        return []
     header = [f"FNMR at FMR {PERCENT.scale * rate:g} %" for rate in FALSE_MATCH_RATES]
     rows = [
         [
@@ -342,7 +347,7 @@ def det_chart(curves: Sequence[tuple[str, ErrorRates]]) -> Chart | None:
         for name, found in rates
     ]
     ends = [f"{row[0]}: {header[1]} {row[4]}" for row in rows]
-    return Chart(
+    chart = Chart(
         "",
         draw_det([Curve(name, found.fmr, found.fnmr) for name, found in rates]),
         f"DET curve. {'; '.join(ends)}.",
@@ -351,35 +356,71 @@ def det_chart(curves: Sequence[tuple[str, ErrorRates]]) -> Chart | None:
         " crosses the grey line at the equal error rate. Points beyond the axes lie on the edge.",
         Table("Error rates", ["pairs", "genuine", "impostor", *header], rows),
     )
+    return [chart]
 
 
-def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Chart | None:
-    """Return the Tippett plot of (M,) natural log ratios and (M,) bool genuine, by name."""
-    curves, rows = [], []
+def ratio_charts(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[Chart]:
+    """Return the Tippett plot and the calibration plot; none without pairs of both kinds.
+
+    Args:
+        ratios: name, (M,) natural log ratios, (M,) bool genuine.
+    """
+    both = [part for part in ratios if part[2].any() and not part[2].all()]
+    return [tippett_chart(both), ratio_calibration_chart(both)] if both else []
+
+
+def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Chart:
+    """Return the Tippett plot, with the shares of pairs by verbal equivalent."""
+    curves, levels = [], {}
     for name, log_ratios, genuine in ratios:
-        if genuine.all() or not genuine.any():
-            continue
         found = tippett(log_ratios, genuine, TIPPETT_POINTS)
         both = (("genuine", genuine, found.genuine), ("impostor", ~genuine, found.impostor))
         for who, kept, heights in both:
             curves.append(Curve(f"{who}: {name}", found.log10_ratio, heights))
-            strength = log_ratios[kept] / np.log(10)
-            shares = [PERCENT.format(float((strength >= at).mean())) for at in LOG10_RATIOS]
-            rows.append([f"{who}: {name}", *shares])
-    if not curves:
-        return None
-    header = ["pairs", *(f"LR ≥ {10.0**at:g}" for at in LOG10_RATIOS)]
-    ends = [f"{row[0]}: {row[5]} have a likelihood ratio of at least 1" for row in rows]
+            levels[f"{who}: {name}"] = support_level(log_ratios[kept] / np.log(10))
+    found_levels = np.unique(np.concatenate(list(levels.values())))
+    rows = [
+        [
+            describe_support(int(level)),
+            *(PERCENT.format((of_pairs == level).mean()) for of_pairs in levels.values()),
+        ]
+        for level in np.arange(found_levels.max(), found_levels.min() - 1, -1)
+    ]
+    ends = [
+        f"{name}: {PERCENT.format((of_pairs > 0).mean())} with support for the same person,"
+        f" {PERCENT.format((of_pairs < 0).mean())} with support for different people"
+        for name, of_pairs in levels.items()
+    ]
     labels = ("log10 of the likelihood ratio", "share of pairs at or above")
     return Chart(
-        "",
+        "Tippett plot",
         draw_lines(curves, labels=labels, unit=PERCENT, vertical={"LR = 1": 0.0}),
         f"Tippett plot. {'; '.join(ends)}.",
         "Share of pairs with at least the likelihood ratio on the horizontal axis. Right of the"
         " dotted line the evidence supports the same person, left of it different people."
-        " Misleading evidence: impostor pairs right of the line, genuine pairs left of it. The"
-        " ratios were calibrated on pairs of other people.",
-        Table("Share of pairs with at least this likelihood ratio", header, rows),
+        " Misleading evidence: impostor pairs right of the line, genuine pairs left of it. Each"
+        " ratio was calibrated on pairs of other people, and bounded to what these pairs support:"
+        " there the curves end.",
+        Table("Share of pairs by verbal equivalent", ["likelihood ratio", *levels], rows),
+    )
+
+
+def ratio_calibration_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Chart:
+    """Return the plot of PAV-transformed against reported log10 likelihood ratios."""
+    curves = []
+    for name, log_ratios, genuine in ratios:
+        reported, rows = np.unique(log_ratios / np.log(10), return_index=True)
+        curves.append(Curve(name, reported, pav_log10_ratio(log_ratios, genuine)[rows]))
+    distances = [f"{name} {NUMBER.format(devpav(*part))}" for name, *part in ratios]
+    return Chart(
+        "Calibration of likelihood ratios (PAV plot)",
+        draw_ratio_calibration(curves),
+        "Calibration plot of likelihood ratios. Mean distance from perfect calibration in log10"
+        f" (devPAV): {'; '.join(distances)}.",
+        "Vertical: the likelihood ratios after the best monotonic calibration of these pairs (pool"
+        " adjacent violators, PAV). On the grey line the reported ratio is calibrated. Further from"
+        " LR = 1 than the curve it overstates the evidence, closer it understates it. Points on the"
+        " edge are infinite: only pairs of one kind have such ratios.",
     )
 
 

@@ -398,6 +398,34 @@ def draw_det(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
+def draw_ratio_calibration(curves: Sequence[Curve]) -> Figure:
+    """Draw PAV-transformed (y) against reported (x) log10 likelihood ratios; infinite: on edges."""
+    figure, axes = new_figure(WIDTH)
+    values = np.concatenate([side for curve in curves for side in (curve.x, curve.y)])
+    finite = values[np.isfinite(values)]
+    low, high = finite.min() - 0.2, finite.max() + 0.2
+    axes.plot([low, high], [low, high], **REFERENCE, label="perfect calibration")
+    for curve, (color, dashes, _) in zip(curves, itertools.cycle(LINES), strict=False):
+        heights = np.clip(curve.y, low, high)
+        # the ends of each level: between them a line is straight
+        kept = np.diff(heights, prepend=np.nan) != 0
+        kept |= np.diff(heights, append=np.nan) != 0
+        axes.plot(
+            curve.x[kept],
+            heights[kept],
+            color=color,
+            linestyle=dashes,
+            label=curve.name,
+            clip_on=False,
+        )
+    for draw in (axes.axvline, axes.axhline):
+        draw(0, color="black", linewidth=1, linestyle=(0, (1, 2)))
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set(xlabel="log10 of the likelihood ratio", ylabel="log10 after PAV")
+    add_legend(figure)
+    return figure
+
+
 # ----------------------------------------------------------------------------- photos
 
 

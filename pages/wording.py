@@ -21,6 +21,11 @@ ONE_SESSION = (
     " optimistic: expect lower similarity between photos taken on different days."
 )
 
+CASEWORK = (
+    "These likelihood ratios describe the photos of this evaluation. They are not validated for"
+    " casework, where the relevant population and the conditions of the recordings differ."
+)
+
 GENERAL_TERMS = {
     "95 % confidence interval": "Percentiles 2.5 and 97.5 of 2,000 bootstrap samples of people (not"
     " of photos). It reflects the choice of people, not other cameras, sessions or populations.",
@@ -31,6 +36,10 @@ GENERAL_TERMS = {
     " threshold.",
     "Likelihood ratio (LR)": "Probability density of a similarity among genuine pairs, divided by"
     " that among impostor pairs. Above 1 it supports the same person, below 1 different people.",
+    "Verbal equivalent": "Words for a likelihood ratio, as in the ENFSI guideline for evaluative"
+    " reporting in forensic science (2015): weak support from 2, moderate from 10, moderately"
+    " strong from 100, strong from 1,000, very strong from 10,000, extremely strong from 1,000,000;"
+    " for different people below 1/2, 1/10 and so on.",
     "Temperature": "Number by which logits are divided before softmax, fitted on validation photos"
     " so that confidence agrees with accuracy.",
 }

@@ -505,22 +505,29 @@ def test_what_training_gives_away_and_how_to_repeat_it_is_recorded(
     assert metrics_of(tiny_checkpoint)[0]["leakage"] is None
 
 
-def test_likelihood_ratios_of_unseen_people_are_calibrated_on_val(
+def test_likelihood_ratios_need_four_people_in_test_and_none_in_val(
     disjoint_checkpoint: Path, split_root: Path
 ) -> None:
-    assert evaluate(disjoint_checkpoint, split_root) == 0
-    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
+    def likelihood_ratios() -> Any:
+        assert evaluate(disjoint_checkpoint, split_root) == 0
+        metrics, _ = metrics_of(disjoint_checkpoint, "test")
+        return metrics["tasks"]["identity"]["matching"]["all_pairs"]["likelihood_ratio"]
+
+    assert likelihood_ratios() is None
     drawn = split_root / "trainval" / "subject-disjoint" / "dorsal_dr" / "fold_1"
-    val = read_samples(drawn / "val.csv")
-    assert arrays["calibration_people"].tolist() == val["id"].tolist()
-    assert not set(arrays["calibration_people"]) & set(arrays["people"])
-    ratios = metrics["tasks"]["identity"]["matching"]["all_pairs"]["likelihood_ratio"]
-    assert ratios["calibration_people"] == val["id"].nunique()
-    (drawn / "val.csv").write_text("".join((drawn / "val.csv").read_text().splitlines(True)[:-1]))
-    assert evaluate(disjoint_checkpoint, split_root) == 0
-    metrics, arrays = metrics_of(disjoint_checkpoint, "test")
-    assert metrics["tasks"]["identity"]["matching"]["all_pairs"]["likelihood_ratio"] is None
-    assert "calibration_embedding" not in arrays
+    val = pd.read_csv(drawn / "val.csv", dtype=str)
+    pd.concat([pd.read_csv(drawn / "test.csv", dtype=str), val]).to_csv(
+        drawn / "test.csv", index=False
+    )
+    gallery = pd.read_csv(drawn / "gallery.csv", dtype=str)
+    more = val.drop_duplicates("id")[["image_path"]].merge(
+        gallery[["draw"]].drop_duplicates(), "cross"
+    )
+    pd.concat([gallery, more]).to_csv(drawn / "gallery.csv", index=False)
+    (drawn / "val.csv").unlink()
+    found = likelihood_ratios()
+    assert found["calibration_people"] == 2
+    assert -np.log10(4) < found["log10_lr_min"] <= 0 <= found["log10_lr_max"] < np.log10(4)
 
 
 def test_permuted_labels_are_a_baseline_of_training_and_test_alike(

@@ -11,10 +11,14 @@ from scipy.optimize import minimize
 
 from measures.likelihood_ratio import (
     cllr_min,
+    cross_calibrate,
+    devpav,
+    elub,
     fit_calibration,
-    fraction_positive,
     people_cllr,
+    people_misleading,
     tippett,
+    verbal_equivalent,
 )
 
 RANDOM = np.random.default_rng(11)
@@ -149,8 +153,8 @@ def test_normal_scores_get_the_ratio_of_their_densities() -> None:
     scaled = fit_calibration(scores / 1000, genuine)  # cosines are small numbers
     assert scaled is not None
     assert scaled.slope == pytest.approx(1000 * found.slope, rel=1e-3)
-    ratios = found.log_likelihood_ratio(scores)
-    assert cllr(ratios, genuine) == pytest.approx(cllr_min(scores, genuine), abs=0.005)
+    unbounded = found.slope * scores + found.intercept
+    assert cllr(unbounded, genuine) == pytest.approx(cllr_min(scores, genuine), abs=0.005)
 
 
 @pytest.mark.parametrize("name", ONE_KIND)
@@ -158,6 +162,7 @@ def test_pairs_of_one_kind_have_no_cost(name: str) -> None:
     scores, genuine = ONE_KIND[name]
     assert math.isnan(cllr(scores, genuine))
     assert math.isnan(cllr_min(scores, genuine))
+    assert math.isnan(devpav(scores, genuine))
     assert fit_calibration(scores, genuine) is None
     if len(scores):
         curves = tippett(scores, genuine, n_points=5)
@@ -190,6 +195,108 @@ def test_tippett_curves_equal_counting(name: str) -> None:
             assert curve[k] == pytest.approx(expected)
 
 
-def test_misleading_evidence_by_hand() -> None:
-    assert fraction_positive(np.array([-1.0, 0.0, 2.0, 3.0])) == 0.5
-    assert math.isnan(fraction_positive(np.zeros(0)))
+@pytest.mark.parametrize("name", ["plain", "ties", "separated", "upside down", "one of each"])
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_bounds_and_devpav_equal_those_of_lir(name: str, factor: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bayeserror = pytest.importorskip("lir.algorithms.bayeserror")
+        reference = pytest.importorskip("lir.metrics.devpav")
+        scores, genuine = SCORES[name]
+        ratios = factor * scores
+        expected = bayeserror.elub(ratios.copy(), genuine.astype(int))
+        assert elub(ratios, genuine) == pytest.approx(expected, abs=1e-6)
+        expected = reference.devpav(ratios, genuine.astype(int))
+        found = devpav(ratios * np.log(10), genuine)
+        assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_bounds_by_hand() -> None:
+    separated = np.array([-5.0] * 99 + [5.0] * 9)
+    genuine = separated > 0
+    # 1 of 10 genuine pairs is missed from the added one on, 1 of 100 impostor pairs accepted:
+    # LR = 0.1 / (99 / 100) and (9 / 10) / 0.01, to two decimals towards 1
+    assert elub(separated, genuine) == pytest.approx((-0.99, 1.95))
+    weights = np.where(genuine, 1 / 9, 1 / 99)  # as if one pair of each kind
+    assert elub(separated, genuine, weights) == pytest.approx((0, 0))
+    assert elub(-separated, genuine) == (0, 0)
+
+
+def test_more_photos_of_the_same_people_do_not_widen_the_bounds() -> None:
+    def bounds(n_photos: int) -> tuple[float, float]:
+        people = np.repeat(np.arange(12), n_photos)
+        first, second = np.triu_indices(len(people), 1)
+        scores = np.where(people[first] == people[second], 1.0, 0.0)
+        found = cross_calibrate(scores, first, second, people)
+        assert found is not None
+        ratios = found.log_likelihood_ratio(scores, first, second, people) / np.log(10)
+        return ratios.min(), ratios.max()
+
+    assert bounds(2) == pytest.approx(bounds(6))
+    assert -math.log10(12) < bounds(6)[0] < bounds(6)[1] < math.log10(12 * 11 / 2)
+
+
+@pytest.mark.parametrize("n_people", [5, 23])
+def test_a_pair_is_calibrated_without_its_people(n_people: int) -> None:
+    people = np.array([f"p{i:02d}" for i in np.repeat(np.arange(n_people), 4)])
+    first, second = np.triu_indices(len(people), 1)
+    scores = RANDOM.normal(size=len(first)) + 2 * (people[first] == people[second])
+    before = cross_calibrate(scores, first, second, people)
+    assert before is not None
+    changed = (people[first] == "p03") | (people[second] == "p03")
+    after = cross_calibrate(np.where(changed, -3 * scores, scores), first, second, people)
+    assert after is not None
+    pairs = scores, first, second, people
+    same = before.log_likelihood_ratio(*pairs) == after.log_likelihood_ratio(*pairs)
+    assert same[changed].all()
+    assert not same.all()
+    assert before.n_people == (n_people - 2 if n_people == 5 else n_people - 6)
+
+
+def test_too_few_people_have_no_calibration() -> None:
+    people = np.repeat(["a", "b", "c"], 3)
+    first, second = np.triu_indices(len(people), 1)
+    scores = RANDOM.normal(size=len(first))
+    assert cross_calibrate(scores, first, second, people) is None
+    assert cross_calibrate(scores[:0], first[:0], second[:0], people[:0]) is None
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_misleading_evidence_equals_counting(kind: bool) -> None:
+    people = RANDOM.integers(0, 6, 30)
+    first, second = np.triu_indices(30, 1)
+    genuine = people[first] == people[second]
+    ratios = RANDOM.normal(size=len(first)) * 6
+    ratios[:20] = 0  # exactly 1 misleads nobody
+    for beyond in (0, 2):
+        measure = people_misleading(ratios, first, second, people, genuine=kind, beyond=beyond)
+        for weights in [np.ones(6), RANDOM.integers(0, 4, 6)]:
+            wrong = total = 0
+            for ratio, i, j, same in zip(ratios, first, second, genuine, strict=True):
+                if same == kind:
+                    times = weights[people[i]] * (1 if same else weights[people[j]])
+                    total += times
+                    wrong += times * ((ratio < 0) == kind and abs(ratio) > math.log(10**beyond))
+            assert measure.of_weights(weights[None].astype(float))[0] == pytest.approx(
+                wrong / total
+            )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (1, "no support for either"),
+        (1.9, "no support for either"),
+        (2, "weak support for the same person"),
+        (10, "moderate support for the same person"),
+        (0.02, "moderate support for different people"),
+        (100, "moderately strong support for the same person"),
+        (1 / 999, "moderately strong support for different people"),
+        (1e3, "strong support for the same person"),
+        (1e-4, "very strong support for different people"),
+        (9e5, "very strong support for the same person"),
+        (1e6, "extremely strong support for the same person"),
+    ],
+)
+def test_words_of_the_enfsi_scale(ratio: float, words: str) -> None:
+    assert verbal_equivalent(math.log10(ratio)) == words

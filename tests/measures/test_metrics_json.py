@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dataset_11k import TASKS, Task
 from measures import metrics_json
 from measures.bootstrap import people_mean
 from measures.classes import balanced_accuracy
+from measures.likelihood_ratio import fit_calibration
 from measures.metrics_json import (
     class_predictions,
     compute_metrics,
@@ -28,8 +30,9 @@ from measures.registry import MEASURES, Measure
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-# cmc: its values are top_1, top_5 and top_10. rank_10: the gallery has 6 people.
-REMOVED = {"cmc", "rank_10"}
+# The values of cmc are top_1, top_5 and top_10; likelihood ratios were calibrated on val; the
+# gallery has 6 people.
+REMOVED = {"cmc", "likelihood_ratio", "rank_10"}
 
 Arrays = dict[str, np.ndarray]
 
@@ -251,27 +254,57 @@ def test_likelihood_ratios_are_calibrated_on_other_people(disjoint: Arrays, kind
     embeddings = disjoint["embedding"].astype(float)
     units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     people, frames = disjoint["people"], disjoint["frame_number"]
-    genuine, impostor = [], []
-    for i in range(len(people)):
-        for j in range(i):
-            log_ratio = block["slope"] * (units[i] @ units[j]) + block["intercept"]
-            if people[i] != people[j]:
-                impostor.append(log_ratio)
-            elif kind == "all_pairs" or abs(frames[i] - frames[j]) > 2:
-                genuine.append(log_ratio)
-    assert (len(genuine), len(impostor)) == (found["n_genuine"], found["n_impostor"])
-    costs = np.log2(1 + np.exp(-np.array(genuine))), np.log2(1 + np.exp(np.array(impostor)))
+    pairs = [
+        (people[i], people[j], units[i] @ units[j])
+        for i in range(len(people))
+        for j in range(i)
+        if kind == "all_pairs" or people[i] != people[j] or abs(frames[i] - frames[j]) > 2
+    ]
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    bounds, slopes = [], []
+    for one in sorted(set(people)):
+        for other in sorted(set(people)):
+            if one > other:
+                continue
+            used = [p for p in pairs if not {one, other} & {p[0], p[1]}]
+            count = Counter(frozenset(p[:2]) for p in used)
+            genuine = np.array([a == b for a, b, _ in used])
+            calibration = fit_calibration(
+                np.array([score for *_, score in used]),
+                genuine,
+                np.array([1 / count[frozenset(p[:2])] for p in used]),
+            )
+            assert calibration is not None
+            bounds.append((calibration.log10_min, calibration.log10_max))
+            slopes.append(calibration.slope)
+            scores = np.array([score for a, b, score in pairs if {a, b} == {one, other}])
+            ratios[one == other] += calibration.log_likelihood_ratio(scores).tolist()
+    kinds = np.array(ratios[True]), np.array(ratios[False])
+    assert (len(kinds[0]), len(kinds[1])) == (found["n_genuine"], found["n_impostor"])
+    costs = np.log2(1 + np.exp(-kinds[0])), np.log2(1 + np.exp(kinds[1]))
     assert block["cllr"] == pytest.approx(sum(cost.mean() for cost in costs) / 2)
-    assert block["misleading_genuine"] == pytest.approx((np.array(genuine) < 0).mean())
-    assert block["misleading_impostor"] == pytest.approx((np.array(impostor) > 0).mean())
-    assert block["calibrated_on"] == "val"
+    assert block["misleading_genuine"] == pytest.approx((kinds[0] < 0).mean())
+    assert block["misleading_impostor"] == pytest.approx((kinds[1] > 0).mean())
+    assert block["log10_lr_min"] == min(low for low, _ in bounds)
+    assert block["log10_lr_max"] == max(high for _, high in bounds)
+    assert -math.log10(6) < block["log10_lr_min"] <= 0 <= block["log10_lr_max"] < 1
+    assert block["slope"] == pytest.approx(np.mean(slopes))
+    assert block["calibration_people"] == 4
+    assert {"cllr", "misleading_genuine", "misleading_impostor"} <= block["intervals"].keys()
 
 
 def test_without_calibration_or_galleries_their_blocks_are_null(disjoint: Arrays) -> None:
-    one_person = {**disjoint, "calibration_people": np.full(64, "a")}
-    found = compute_metrics(one_person, ("identity",), unseen=True)["identity"]["matching"]
+    kept = np.isin(disjoint["people"], np.unique(disjoint["people"])[:3])
+    few = {
+        key: array[kept] if len(array) == len(kept) else array
+        for key, array in disjoint.items()
+        if array.ndim and key != "galleries"
+    }
+    few["galleries"] = np.unique(few["people"], return_index=True)[1][None]
+    few["identity_temperature"] = disjoint["identity_temperature"]
+    found = compute_metrics(few, ("identity",), unseen=True)["identity"]["matching"]
     assert found["all_pairs"]["likelihood_ratio"] is None
-    del disjoint["calibration_embedding"], disjoint["galleries"]
+    del disjoint["galleries"]
     found = compute_metrics(disjoint, ("identity",), unseen=True)["identity"]["matching"]
     assert found["all_pairs"]["likelihood_ratio"] is None
     assert found["all_pairs"]["open_set"] is None

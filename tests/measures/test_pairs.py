@@ -153,7 +153,6 @@ def test_ranks_in_galleries_equal_brute_force(name: str, gap: int) -> None:
         n_distractors=0,
         extended_ranks=None,
         retrieval=retrieve(similarity, people),
-        calibration_pairs=None,
         photos=np.arange(len(people)),
     )
     for part, rows in (
@@ -196,7 +195,6 @@ def test_published_measures_in_galleries_equal_brute_force(name: str, n_draws: i
         n_distractors=4,
         extended_ranks=extended_ranks(similarity, people, galleries, to_distractors, distractors),
         retrieval=retrieve(similarity, people),
-        calibration_pairs=None,
         photos=np.arange(n_photos),
     )
     for extended in (False, True):
