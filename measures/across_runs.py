@@ -1,14 +1,14 @@
 """Averages over folds and seeds, and paired differences of averages: arrays in, numbers out.
 
 Scores of different models are never pooled: a measure is computed for each run, averaged over the
-seeds of a fold, then over folds. The bootstrap draws from the people of all folds together.
+seeds of a fold, then over folds. Intervals are over the people of all folds together.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -17,11 +17,10 @@ from measures.bootstrap import (
     Difference,
     Interval,
     PeopleMeasure,
-    bootstrap,
+    interval_of,
     paired_difference,
     people_average,
 )
-from measures.metrics_json import BOOTSTRAP_SEED
 
 MeasureKey = tuple[str, str]  # task, key of `registry.MEASURES`
 
@@ -77,32 +76,16 @@ def mean_over_folds(
     return mean([mean(values) for values in by_fold.values()])
 
 
-def cache_draws(measure: PeopleMeasure) -> PeopleMeasure:
-    """Return the measure with cached values: interval and differences use the same draws.
-
-    2,000 draws of an equal error rate take seconds.
-    """
-    known: dict[int, np.ndarray] = {}
-
-    def of_weights(weights: np.ndarray) -> np.ndarray:
-        key = hash(weights.tobytes())
-        if key not in known:
-            known[key] = measure.of_weights(weights)
-        return known[key]
-
-    return replace(measure, of_weights=of_weights)
-
-
 @functools.cache
 def average(runs: tuple[ScoredRun, ...], key: MeasureKey) -> PeopleMeasure:
     """Return a measure's mean over folds and seeds as a function of people's weights."""
-    return cache_draws(mean_over_folds(runs, lambda run: run.measures[key], people_average))
+    return mean_over_folds(runs, lambda run: run.measures[key], people_average)
 
 
 @functools.cache
 def average_interval(runs: tuple[ScoredRun, ...], key: MeasureKey) -> Interval:
     """Return a measure's mean over folds and seeds with its interval over people."""
-    return bootstrap(average(runs, key), seed=BOOTSTRAP_SEED)
+    return interval_of(average(runs, key))
 
 
 def average_baselines(runs: Sequence[ScoredRun], key: MeasureKey) -> dict[str, float]:
@@ -143,6 +126,6 @@ def paired_differences(
         second: runs to average, of the same folds and photos as `first`.
     """
     return {
-        key: paired_difference(average(first, key), average(second, key), seed=BOOTSTRAP_SEED)
+        key: paired_difference(average(first, key), average(second, key))
         for key in shared_measures((*first, *second))
     }

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from measures.bootstrap import PeopleMeasure
+from measures.bootstrap import PeopleMeasure, normalised
 from measures.classes import ratio
 
 
@@ -65,7 +65,7 @@ def people_cllr(
     Source: Brümmer and du Preez 2006, Application-independent evaluation of speaker detection,
     Computer Speech and Language 20, 230-275.
     """
-    names, person, photos = np.unique(people, return_inverse=True, return_counts=True)
+    names, person = np.unique(people, return_inverse=True)
     one, other = person[first], person[second]
     genuine, n_people = one == other, len(names)
     costs = np.logaddexp(0, np.where(genuine, -log_ratios, log_ratios)) / np.log(2)
@@ -80,7 +80,8 @@ def people_cllr(
         impostor_cost = ratio(*((columns * (v @ columns)).sum(axis=0) for v in different))
         return (genuine_cost + impostor_cost) / 2
 
-    return PeopleMeasure(names, of_weights, photos[:, None])
+    shares = normalised(same[1][:, None])
+    return PeopleMeasure(names, of_weights, shares, len(people), is_rate=False)
 
 
 def cllr_min(scores: np.ndarray, genuine: np.ndarray) -> float:

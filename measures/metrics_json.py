@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from dataset_11k import TASKS
-from measures.bootstrap import FEW_PEOPLE, PeopleMeasure, bootstrap, by_group, paired_difference
+from measures.bootstrap import (
+    FEW_PEOPLE,
+    PeopleMeasure,
+    by_group,
+    interval_of,
+    paired_difference,
+)
 from measures.classes import ClassPredictions
 from measures.pairs import (
     PairScores,
@@ -24,8 +30,6 @@ from measures.pairs import (
     retrieve,
 )
 from measures.registry import MEASURES, PAIR_KINDS, Measure, measures_for, pair_measures
-
-BOOTSTRAP_SEED = 0
 
 GROUP_PREFIX = "group_"  # of the arrays that hold each photo's group
 
@@ -121,7 +125,7 @@ def to_block(results: Measured) -> dict[str, Any]:
         block = part.setdefault(name, {}) if name else part
         block[key] = to_value(result)
         if isinstance(result, PeopleMeasure):
-            interval = bootstrap(result, seed=BOOTSTRAP_SEED)._asdict()
+            interval = interval_of(result)._asdict()
             del interval["value"]
             block.setdefault("intervals", {})[key] = interval
     return part
@@ -147,7 +151,7 @@ def compute_groups(
             if not measure.headline:
                 continue
             by_part = {group: measure.function(part) for group, part in parts.items()}
-            intervals, gap = by_group(by_part, scores.people, seed=BOOTSTRAP_SEED)
+            intervals, gap = by_group(by_part, scores.people)
             if all(np.isnan(interval.value) for interval in intervals.values()):
                 continue
             found[grouping][measure.key] = {
@@ -215,9 +219,7 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
         },
         "differences_to_baselines": {
             name: {
-                measure.key: paired_difference(
-                    results[measure.key], found[measure.key], seed=BOOTSTRAP_SEED
-                )._asdict()
+                measure.key: paired_difference(results[measure.key], found[measure.key])._asdict()
                 for measure in compared
                 if measure.headline
             }

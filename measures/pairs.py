@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from measures.bootstrap import PeopleMeasure, people_mean
+from measures.bootstrap import PeopleMeasure, normalised, people_mean
 from measures.classes import ratio
 from measures.likelihood_ratio import ScoreCalibration, fit_calibration
 
@@ -23,7 +23,7 @@ BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from
 
 OPEN_SET_SEED = 0  # of the choice of the people enrolled
 
-DRAWS_PER_CHUNK = 100  # of the bootstrap; limits memory to tens of MB for 1,000 photos
+WEIGHTS_PER_CHUNK = 100  # limits memory to tens of MB for 1,000 photos
 
 
 def cosine_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -209,10 +209,8 @@ class Verification:
     """
 
     def __init__(self, pairs: Comparisons) -> None:
-        self.people, person, photos = np.unique(
-            pairs.people, return_inverse=True, return_counts=True
-        )
-        self.photos = photos[:, None]
+        self.people, person = np.unique(pairs.people, return_inverse=True)
+        self.n_photos = len(person)
         one, other = np.sort([person[pairs.first], person[pairs.second]], axis=0)
         genuine = one == other
         self.scores = np.unique(pairs.score[genuine])
@@ -224,6 +222,7 @@ class Verification:
         self._one, self._other = codes // max(n_people, 1), codes % max(n_people, 1)
         self._impostor = _counts(bins[~genuine], column, (n_bins, len(codes)))
         self._genuine = _counts(bins[genuine], one[genuine], (n_bins, n_people))
+        self.shares = normalised(np.bincount(one[genuine], minlength=n_people)[:, None])
 
     def rates(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return FMR and FNMR at the corners, (K, B) each, for weights of the people, (B, P)."""
@@ -245,11 +244,11 @@ class Verification:
         """Return the EER: FMR = FNMR on the curve, straight between its corners."""
 
         def of_weights(weights: np.ndarray) -> np.ndarray:
-            starts = range(0, len(weights), DRAWS_PER_CHUNK)
-            chunks = [weights[start : start + DRAWS_PER_CHUNK] for start in starts]
+            starts = range(0, max(len(weights), 1), WEIGHTS_PER_CHUNK)
+            chunks = [weights[start : start + WEIGHTS_PER_CHUNK] for start in starts]
             return np.concatenate([_crossing(*self.rates(chunk)) for chunk in chunks])
 
-        return PeopleMeasure(self.people, of_weights, self.photos)
+        return PeopleMeasure(self.people, of_weights, self.shares, self.n_photos)
 
 
 def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> csr_array:
@@ -365,7 +364,8 @@ class PairScores:
     def rank_rate(self, k: int) -> PeopleMeasure:
         """Return the fraction of searches with a mate at rank k or better, over all galleries."""
         ranks = self.ranks[self.photos]
-        return people_mean(np.where(np.isnan(ranks), np.nan, ranks <= k), self.people)
+        found = np.where(np.isnan(ranks), np.nan, ranks <= k)
+        return people_mean(found, self.people, is_rate=True)
 
     def open_set_fnir(self, fpir: float) -> float:
         """Return FNIR at `fpir`, averaged over the galleries.

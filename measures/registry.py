@@ -294,7 +294,7 @@ _ROWS = (
         "mAP",
         "Mean average precision of ranking all other photos by similarity: 100 % if every photo of"
         " the same person comes before all photos of others.",
-        lambda s: people_mean(s.retrieval.average_precision[s.photos], s.people),
+        lambda s: people_mean(s.retrieval.average_precision[s.photos], s.people, is_rate=True),
         needs="galleries",
         headline=True,
     ),

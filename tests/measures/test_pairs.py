@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_curve
 
-from measures.bootstrap import bootstrap, draw_weights
+from measures.bootstrap import interval_of
 from measures.pairs import (
     PairScores,
     Verification,
@@ -228,15 +228,19 @@ def test_verification_equals_brute_force(name: str, gap: int) -> None:
 def test_weights_of_people_weigh_pairs(name: str) -> None:
     similarity, people = SCENES[name]
     measure = Verification(compare_all(similarity, people)).equal_error_rate()
-    weights = draw_weights(len(measure.people), 101, seed=1)  # more than one chunk
+    n_people = len(measure.people)
+    # more than one chunk
+    weights = RANDOM.multinomial(n_people, np.full(n_people, 1 / n_people), 101).astype(float)
     expected = []
     for row in weights:
         by_name = dict(zip(measure.people.tolist(), row.tolist(), strict=True))
         expected.append(brute_eer(brute_rates(similarity, people, by_name)))
     np.testing.assert_allclose(measure.of_weights(weights), expected, atol=1e-12)
-    found = bootstrap(measure, seed=1, n_draws=101)
-    assert found.undefined_draws == np.isnan(expected).sum()
+    found = interval_of(measure)
     assert found.n_photos == len(people)
+    pairs = [math.comb((people == person).sum(), 2) for person in measure.people]
+    squares = max(sum(n**2 for n in pairs), 1)
+    assert found.effective_people == pytest.approx(sum(pairs) ** 2 / squares)
 
 
 @pytest.mark.parametrize("name", ["some people", "ties"])
