@@ -27,7 +27,12 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from dataset_11k import TASKS
 from measures import classes, likelihood_ratio, pairs
-from measures.bootstrap import people_balanced_accuracy, people_mean, people_roc_auc
+from measures.bootstrap import (
+    effective_number,
+    people_balanced_accuracy,
+    people_mean,
+    people_roc_auc,
+)
 from measures.pairs import BURST
 
 
@@ -233,6 +238,16 @@ _ROWS = (
         "impostor pairs",
         "Number of pairs of two photos of different people.",
         lambda s: s.curve.n_impostor,
+        needs="pairs",
+        unit=COUNT,
+    ),
+    Measure(
+        "effective_people",
+        "effective people",
+        "How many people with equally many genuine pairs would be as informative: (sum of n)^2 /"
+        " sum of n^2 over each person's number n of genuine pairs. Few, if some people have many"
+        " more photos than others.",
+        lambda s: effective_number(s.verification.shares),
         needs="pairs",
         unit=COUNT,
     ),
