@@ -8,6 +8,7 @@ excluded from every measure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from measures.likelihood_ratio import ScoreCalibration, fit_calibration
 BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from one video
 
 OPEN_SET_SEED = 0  # of the choice of the people enrolled
+
+MIN_FALSE_MATCHES = 30  # pairs of people that a threshold at a false match rate must rest on
 
 WEIGHTS_PER_CHUNK = 100  # limits memory to tens of MB for 1,000 photos
 
@@ -222,6 +225,7 @@ class Verification:
         self._one, self._other = codes // max(n_people, 1), codes % max(n_people, 1)
         self._impostor = _counts(bins[~genuine], column, (n_bins, len(codes)))
         self._genuine = _counts(bins[genuine], one[genuine], (n_bins, n_people))
+        self.n_person_pairs = len(codes)
         self.shares = normalised(np.bincount(one[genuine], minlength=n_people)[:, None])
 
     def rates(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,11 +246,32 @@ class Verification:
 
     def equal_error_rate(self) -> PeopleMeasure:
         """Return the EER: FMR = FNMR on the curve, straight between its corners."""
+        return self._of_people(_crossing)
+
+    def fnmr_at_fmr(self, fmr: float) -> PeopleMeasure:
+        """Return the lowest false non-match rate with a false match rate of at most `fmr`.
+
+        NaN with fewer than `MIN_FALSE_MATCHES` / fmr pairs of different people: photos of the same
+        two people are not independent, so the threshold would depend on a few people.
+
+        Source: rule of 30: Doddington et al. 2000, The NIST speaker recognition evaluation.
+        """
+        enough = self.n_person_pairs * fmr >= MIN_FALSE_MATCHES
+
+        def lowest(fmrs: np.ndarray, fnmrs: np.ndarray) -> np.ndarray:
+            corner = np.argmax(fmrs <= fmr, axis=0)  # the first, 0, if FMR is undefined
+            found = fnmrs[corner, np.arange(fnmrs.shape[1])]
+            return np.where(enough & ~np.isnan(fmrs[-1]), found, np.nan)
+
+        return self._of_people(lowest)
+
+    def _of_people(self, of_rates: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> PeopleMeasure:
+        """Return a measure from a function of FMR and FNMR, (K, B) each."""
 
         def of_weights(weights: np.ndarray) -> np.ndarray:
             starts = range(0, max(len(weights), 1), WEIGHTS_PER_CHUNK)
             chunks = [weights[start : start + WEIGHTS_PER_CHUNK] for start in starts]
-            return np.concatenate([_crossing(*self.rates(chunk)) for chunk in chunks])
+            return np.concatenate([of_rates(*self.rates(chunk)) for chunk in chunks])
 
         return PeopleMeasure(self.people, of_weights, self.shares, self.n_photos)
 

@@ -31,6 +31,9 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # cmc: its values are top_1, top_5 and top_10; the others: intervals were of a bootstrap
 REMOVED = {"cmc", "low", "high", "absent_classes", "undefined_draws", "more_than_chance"}
 
+# 30 people are too few pairs of people
+REMOVED |= {"fnmr_at_fmr_0.01", "fnmr_at_fmr_0.001"}
+
 Arrays = dict[str, np.ndarray]
 
 

@@ -269,6 +269,24 @@ def test_a_rate_below_one_pair_is_undefined() -> None:
     assert 0 <= fnmr_at_fmr(curve, 0.01) <= 1
 
 
+def test_fnmr_at_fmr_leaves_people_out_like_brute_force() -> None:
+    n_people = 80  # 3,160 pairs of people
+    people = np.repeat(np.arange(n_people), 2)
+    random = np.random.default_rng(0)
+    units = random.standard_normal((n_people, 5))[people] + random.standard_normal((160, 5))
+    similarity = pairwise_similarity(units, people, np.zeros(160), 0)
+    verification = Verification(compare_all(similarity, people))
+    measure = verification.fnmr_at_fmr(0.01)
+    assert measure.value == fnmr_at_fmr(verification.curve(), 0.01)
+    for person in (0, 33, 79):
+        kept = people != person
+        part = Verification(compare_all(similarity[np.ix_(kept, kept)], people[kept])).curve()
+        assert measure.leave_one_out[person] == pytest.approx(fnmr_at_fmr(part, 0.01))
+    found = interval_of(measure)
+    assert 0 < found.low < found.value < found.high < 1
+    assert math.isnan(verification.fnmr_at_fmr(0.009).value)  # 28 pairs of people
+
+
 def test_one_impostor_of_a_hundred_is_one_percent() -> None:
     people = np.array(["a", "a", *(f"p{i:03d}" for i in range(50))])
     similarity = np.full((52, 52), 0.1)
