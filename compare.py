@@ -770,8 +770,8 @@ def table_text(
     if len(differences):
         notes += (
             f"- differences.csv: {int(differences['significant'].sum())} of {len(differences)}"
-            f" differences between backbones are significant at {LEVEL}, without"
-            " correction for multiple comparisons.\n"
+            f" differences between these trained models are significant at {LEVEL}, without"
+            " correction for multiple comparisons or variation between seeds.\n"
         )
     return "\n".join([*parts, notes])
 
@@ -941,8 +941,9 @@ def difference_text(names: Sequence[str], found: Mapping[MeasureKey, Difference]
             f"  {unit.format_interval(one.low, one.high):24}{one.n_people:6}  {verdict}"
         )
     note = (
-        f"{LEVEL} intervals, paired over people, without correction for multiple"
-        " comparisons. Differences in % are percentage points."
+        f"These trained models are compared, not their backbones: the {LEVEL} intervals are paired"
+        f" over people and do not include the variation between seeds. {len(found)} comparisons,"
+        " not corrected. Differences in % are percentage points."
     )
     return "\n".join([*lines, "", note])
 

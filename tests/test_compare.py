@@ -458,6 +458,7 @@ def test_rows_of_the_table_can_be_compared_by_name(
     years = differences[differences["measure"] == "mae_years"].iloc[0]
     assert f"{years['difference']:.1f}\u00a0years" in told
     assert "identity: rank-1" in told
+    assert f"do not include the variation between seeds. {len(differences)} comparisons" in told
     for other, reason in {
         "dorsal_dr-paper-net": "different protocols",
         "dorsal_dr-subject-disjoint-net": r"different folds (0; 0 1)",
