@@ -18,7 +18,7 @@ PUBLISHED_BATCH = 20  # photos; the published scores are means over batches of t
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599, section 5
 
-TEMPERATURE_RANGE = (0.05, 20.0)  # without errors the optimum is 0, without information infinity
+TEMPERATURE_RANGE = (0.05, 20.0)  # with few errors the optimum nears 0, with many infinity
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,8 @@ def log_loss(true: np.ndarray, probabilities: np.ndarray) -> float:
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """Return the temperature within `TEMPERATURE_RANGE` that minimises the log loss.
 
-    1 if no temperature is better than 1; NaN without photos.
+    1 if no temperature is better than 1; NaN without photos. Without an error at least 1: the
+    optimum would be 0, which says nothing about confidence on other photos.
 
     Args:
         logits: (N, C); scores of the same photos are optimistic.
@@ -232,6 +233,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
 
     # convex in 1 / temperature, so it has one minimum in log(temperature) as well
     low, high = np.log(TEMPERATURE_RANGE)
+    if (logits.argmax(axis=1) == true).all():
+        low = 0.0
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
     return float(np.exp(best)) if loss(best) < loss(0.0) else 1.0
 

@@ -239,7 +239,7 @@ def test_the_temperature_minimises_the_log_loss(scale: float) -> None:
 @pytest.mark.parametrize(
     ("logits", "true", "expected"),
     [
-        ([[0.9, 0.0], [0.0, 0.3]], [0, 1], 0.05),  # no error
+        ([[0.9, 0.0], [0.0, 0.3]], [0, 1], 1.0),  # no error
         ([[0.9, 0.0], [0.0, 0.3]], [1, 0], 20.0),  # nothing correct
         ([[1.0, 1.0]], [0], 1.0),  # no temperature changes anything
         ([[4.0], [2.0]], [0, 0], 1.0),  # a single class
