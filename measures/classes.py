@@ -18,6 +18,8 @@ PUBLISHED_BATCH = 20  # photos; the published scores are means over batches of t
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599, section 5
 
+CALIBRATED_DRAWS, CALIBRATED_SEED = 1000, 0  # of the error of a calibrated model
+
 TEMPERATURE_RANGE = (0.05, 20.0)  # with few errors the optimum nears 0, with many infinity
 
 
@@ -190,6 +192,24 @@ def expected_calibration_error(true: np.ndarray, probabilities: np.ndarray) -> f
     """
     bins = reliability(true, probabilities)
     return float(np.nansum(np.abs(bins.accuracy - bins.confidence) * bins.photos) / len(true))
+
+
+def calibrated_error(probabilities: np.ndarray) -> float:
+    """Return the mean expected calibration error of a perfectly calibrated model.
+
+    It is above 0 because bins have few photos. Photos count as independent.
+
+    Args:
+        probabilities: (N, C), rows summing to 1; only their maxima, the confidences, matter.
+
+    Source: simulation of correct predictions, as in Vaicenavicius et al. 2019, arXiv 1902.06977.
+    """
+    confidence = probabilities.max(axis=1)
+    random = np.random.default_rng(CALIBRATED_SEED)
+    bins = np.digitize(confidence, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], right=True)
+    own = np.eye(CALIBRATION_BINS)[bins]  # (N, bins)
+    correct = random.random((CALIBRATED_DRAWS, len(confidence))) < confidence
+    return float(np.abs((correct - confidence) @ own).sum(axis=1).mean() / len(confidence))
 
 
 def brier_score(true: np.ndarray, probabilities: np.ndarray) -> float:

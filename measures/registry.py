@@ -216,6 +216,15 @@ _ROWS = (
         higher_is_better=False,
     ),
     Measure(
+        "calibrated_error",
+        "expected calibration error if calibrated",
+        "Expected calibration error that a perfectly calibrated model with the same confidences"
+        " would have on average, because bins have few photos.",
+        lambda p: classes.calibrated_error(p.probabilities),
+        needs="probabilities",
+        higher_is_better=False,
+    ),
+    Measure(
         "log_loss",
         "log loss",
         "Mean negative logarithm of the probability given to the true class: 0 is perfect.",
