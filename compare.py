@@ -701,7 +701,7 @@ def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
 
 
 NOTES = f"""\
-- In brackets: {LEVEL} confidence interval (bootstrap over people); it does not include
+- In brackets: {LEVEL} confidence interval over people; it does not include
   the variation between seeds.
 - Scores are averaged over seeds, then over folds; predictions are never pooled.
 """
@@ -770,8 +770,8 @@ def table_text(
     if len(differences):
         notes += (
             f"- differences.csv: {int(differences['significant'].sum())} of {len(differences)}"
-            f" differences between backbones are significant at {LEVEL}, without"
-            " correction for multiple comparisons.\n"
+            f" differences between these trained models are significant at {LEVEL}, without"
+            " correction for multiple comparisons or variation between seeds.\n"
         )
     return "\n".join([*parts, notes])
 
@@ -941,14 +941,15 @@ def difference_text(names: Sequence[str], found: Mapping[MeasureKey, Difference]
     for (task, key), one in found.items():
         unit = MEASURES[key].unit
         sign = "+" if one.value > 0 else ""
-        verdict = "significant" if one.more_than_chance else "not significant"
+        verdict = "significant" if one.significant else "not significant"
         lines.append(
             f"{f'{TASKS[task].title}: {MEASURES[key].name}':32}{sign + unit.format(one.value):>14}"
             f"  {unit.format_interval(one.low, one.high):24}{one.n_people:6}  {verdict}"
         )
     note = (
-        f"Paired bootstrap over people, {LEVEL} intervals, without correction for multiple"
-        " comparisons. Differences in % are percentage points."
+        f"These trained models are compared, not their backbones: the {LEVEL} intervals are paired"
+        f" over people and do not include the variation between seeds. {len(found)} comparisons,"
+        " not corrected. Differences in % are percentage points."
     )
     return "\n".join([*lines, "", note])
 

@@ -54,10 +54,9 @@ from engine.loop import (
     load_predictor,
     predict_split,
 )
-from measures.bootstrap import CONFIDENCE, N_DRAWS
+from measures.bootstrap import CONFIDENCE, INTERVAL_METHOD
 from measures.classes import softmax
 from measures.metrics_json import (
-    BOOTSTRAP_SEED,
     MAX_COMPARED_PHOTOS,
     compute_metrics,
     to_json,
@@ -476,7 +475,7 @@ def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "epoch": state["epoch"],
         "seed": state["config"]["seed"],
-        "bootstrap": {"draws": N_DRAWS, "seed": BOOTSTRAP_SEED, "confidence": CONFIDENCE},
+        "intervals": {"method": INTERVAL_METHOD, "confidence": CONFIDENCE},
         "n_images": len(scope.samples),
         "n_people": scope.samples["id"].nunique(),
         "leakage": leaked,

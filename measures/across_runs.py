@@ -1,7 +1,7 @@
 """Averages over folds and seeds, and paired differences of averages: arrays in, numbers out.
 
 Scores of different models are never pooled: a measure is computed for each run, averaged over the
-seeds of a fold, then over folds. The bootstrap draws from the people of all folds together.
+seeds of a fold, then over folds. Intervals are over the people of all folds together.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from measures.bootstrap import (
     Difference,
     Interval,
     PeopleMeasure,
-    bootstrap,
-    cache_draws,
+    interval_of,
     paired_difference,
     people_average,
 )
-from measures.metrics_json import BOOTSTRAP_SEED
 
 MeasureKey = tuple[str, str]  # task, key of `registry.MEASURES`
 
@@ -81,13 +79,13 @@ def mean_over_folds(
 @functools.cache
 def average(runs: tuple[ScoredRun, ...], key: MeasureKey) -> PeopleMeasure:
     """Return a measure's mean over folds and seeds as a function of people's weights."""
-    return cache_draws(mean_over_folds(runs, lambda run: run.measures[key], people_average))
+    return mean_over_folds(runs, lambda run: run.measures[key], people_average)
 
 
 @functools.cache
 def average_interval(runs: tuple[ScoredRun, ...], key: MeasureKey) -> Interval:
     """Return a measure's mean over folds and seeds with its interval over people."""
-    return bootstrap(average(runs, key), seed=BOOTSTRAP_SEED)
+    return interval_of(average(runs, key))
 
 
 def average_baselines(runs: Sequence[ScoredRun], key: MeasureKey) -> dict[str, float]:
@@ -128,6 +126,6 @@ def paired_differences(
         second: runs to average, of the same folds and photos as `first`.
     """
     return {
-        key: paired_difference(average(first, key), average(second, key), seed=BOOTSTRAP_SEED)
+        key: paired_difference(average(first, key), average(second, key))
         for key in shared_measures((*first, *second))
     }

@@ -1,24 +1,25 @@
-"""Confidence intervals: bootstrap over people, paired differences, values by group.
+"""Confidence intervals: jackknife over people, paired differences, values by group.
 
-Photos of one person are not independent, so people are drawn, not photos. A `PeopleMeasure` is a
+Photos of one person are not independent, so people are left out, not photos. A `PeopleMeasure` is a
 measure as a function of how often each person counts; its value, interval, values by group and the
 difference between two models all come from that function.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import expit, logit, stdtrit
 
 from measures.classes import ratio
 
-N_DRAWS = 2000  # of the bootstrap: 50 of them lie beyond each end of the interval
-
 CONFIDENCE = 0.95
+
+INTERVAL_METHOD = "jackknife over people, Student's t"
 
 FEW_PEOPLE = 10  # fewer people are marked as too few, and not compared with other groups
 
@@ -29,21 +30,55 @@ class PeopleMeasure:
 
     people: (P,) names, sorted.
     of_weights: maps people's weights, (B, P) float64, to B values, NaN where undefined.
-    photos: (P, C) photos of each person in each class that the measure is averaged over.
+    shares: (P,) float64, each person's share in the measure; the sum is 1.
+    n_photos: number of photos that are measured.
+    is_rate: whether values lie in [0, 1]; so do the ends of the interval then.
     """
 
     people: np.ndarray
     of_weights: Callable[[np.ndarray], np.ndarray]
-    photos: np.ndarray
+    shares: np.ndarray
+    n_photos: int
+    is_rate: bool = True
 
     @property
     def value(self) -> float:
         """The measure with everybody counted once."""
         return float(self.of_weights(np.ones((1, len(self.people))))[0])
 
+    @cached_property
+    def leave_one_out(self) -> np.ndarray:
+        """The measure without each person, (P,)."""
+        return self.of_weights(1 - np.eye(len(self.people)))
+
+    @property
+    def effective_people(self) -> float:
+        """How many people with equal shares would be as informative; at most P.
+
+        Source: Kish 1965, Survey Sampling, effective sample size (sum w)^2 / sum w^2.
+        """
+        return effective_number(self.shares)
+
     def at(self, people: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the values for weights, (B, len(people)), of a sorted superset of its people."""
         return self.of_weights(weights[:, np.searchsorted(people, self.people)])
+
+    def shares_of(self, people: np.ndarray) -> np.ndarray:
+        """Return the shares of a sorted superset of its people; 0 for the others."""
+        shares = np.zeros(len(people))
+        shares[np.searchsorted(people, self.people)] = self.shares
+        return shares
+
+
+def effective_number(shares: np.ndarray) -> float:
+    """Return Kish's effective number of (P,) shares; 0 where all are 0."""
+    return float(shares.sum() ** 2 / (shares**2).sum()) if shares.any() else 0.0
+
+
+def normalised(counts: np.ndarray) -> np.ndarray:
+    """Return each person's share, (P,), of counts, (P, C), averaged over columns that are not 0."""
+    columns = counts[:, counts.any(axis=0)]
+    return (columns / columns.sum(axis=0)).mean(axis=1) if columns.size else np.zeros(len(counts))
 
 
 # ----------------------------------------------------------------------------- measures
@@ -64,8 +99,7 @@ def people_balanced_accuracy(
         true: (N,) class indices.
         predicted: (N,) class indices.
         people: (N,) person on the photo.
-        classes_are_people: a person who is drawn twice then counts as two classes; as one class,
-            the interval would be a quarter too narrow.
+        classes_are_people: a person who counts twice is then two classes.
     """
     names, person = np.unique(people, return_inverse=True)
     present, label = np.unique(true, return_inverse=True)
@@ -79,16 +113,17 @@ def people_balanced_accuracy(
         shares = weights @ (photos > 0) if classes_are_people else (drawn > 0).astype(np.float64)
         return ratio(np.nansum(recall * shares, axis=1), shares.sum(axis=1))
 
-    per_class = photos.sum(axis=1, keepdims=True) if classes_are_people else photos
-    return PeopleMeasure(names, of_weights, per_class)
+    counts = np.ones((len(names), 1)) if classes_are_people else photos
+    return PeopleMeasure(names, of_weights, normalised(counts), len(true))
 
 
-def people_mean(values: np.ndarray, people: np.ndarray) -> PeopleMeasure:
+def people_mean(values: np.ndarray, people: np.ndarray, *, is_rate: bool = False) -> PeopleMeasure:
     """Return the mean over photos: accuracy, absolute error, rank-k, average precision.
 
     Args:
         values: (N,) one per photo, or (N, n_draws) one per photo and gallery; NaN is left out.
         people: (N,) person on the photo.
+        is_rate: whether values lie in [0, 1].
     """
     columns = values if values.ndim == 2 else values[:, None]
     counted = ~np.isnan(columns)
@@ -96,8 +131,12 @@ def people_mean(values: np.ndarray, people: np.ndarray) -> PeopleMeasure:
     names, person = np.unique(people[rows], return_inverse=True)
     sums = np.bincount(person, np.nansum(columns[rows], axis=1), minlength=len(names))
     counts = np.bincount(person, counted[rows].sum(axis=1), minlength=len(names))
-    photos = np.bincount(person, minlength=len(names))[:, None]
-    return PeopleMeasure(names, lambda weights: ratio(weights @ sums, weights @ counts), photos)
+
+    def of_weights(weights: np.ndarray) -> np.ndarray:
+        return ratio(weights @ sums, weights @ counts)
+
+    shares = normalised(counts[:, None])
+    return PeopleMeasure(names, of_weights, shares, int(rows.sum()), is_rate)
 
 
 def people_roc_auc(true: np.ndarray, scores: np.ndarray, people: np.ndarray) -> PeopleMeasure:
@@ -119,7 +158,7 @@ def people_roc_auc(true: np.ndarray, scores: np.ndarray, people: np.ndarray) -> 
     def of_weights(weights: np.ndarray) -> np.ndarray:
         return ratio(((weights @ wins) * weights).sum(axis=1), (weights @ photos).prod(axis=1))
 
-    return PeopleMeasure(names, of_weights, photos)
+    return PeopleMeasure(names, of_weights, normalised(photos), len(true))
 
 
 def people_average(measures: Sequence[PeopleMeasure]) -> PeopleMeasure:
@@ -128,45 +167,24 @@ def people_average(measures: Sequence[PeopleMeasure]) -> PeopleMeasure:
     NaN where one of them is. A photo counts once for each model that was evaluated on it.
     """
     people = np.unique(np.concatenate([measure.people for measure in measures]))
-    photos = np.zeros((len(people), sum(measure.photos.shape[1] for measure in measures)))
-    ends = np.cumsum([measure.photos.shape[1] for measure in measures])
-    for measure, end in zip(measures, ends, strict=True):
-        columns = np.arange(end - measure.photos.shape[1], end)
-        photos[np.ix_(np.searchsorted(people, measure.people), columns)] = measure.photos
     return PeopleMeasure(
         people,
         lambda weights: np.mean([measure.at(people, weights) for measure in measures], axis=0),
-        photos,
+        np.mean([measure.shares_of(people) for measure in measures], axis=0),
+        sum(measure.n_photos for measure in measures),
+        measures[0].is_rate,
     )
-
-
-def cache_draws(measure: PeopleMeasure) -> PeopleMeasure:
-    """Return the measure with cached values: interval and differences use the same draws.
-
-    2,000 draws of an equal error rate take seconds.
-    """
-    known: dict[int, np.ndarray] = {}
-
-    def of_weights(weights: np.ndarray) -> np.ndarray:
-        key = hash(weights.tobytes())
-        if key not in known:
-            known[key] = measure.of_weights(weights)
-        return known[key]
-
-    return replace(measure, of_weights=of_weights)
 
 
 # ----------------------------------------------------------------------------- intervals
 
 
 class Interval(NamedTuple):
-    """A measure with the ends of its 95 % bootstrap interval over people.
+    """A measure with the ends of its 95 % confidence interval over people.
 
-    The ends are NaN for a single person. An error rate of 0 has an interval of width 0, because
-    every draw repeats what was observed.
+    The ends are NaN for a single person, and where the measure is undefined without one of them.
 
-    absent_classes: mean number of classes that were missing in a draw.
-    undefined_draws: number of draws that were left out because their value is NaN.
+    effective_people: `PeopleMeasure.effective_people`.
     """
 
     value: float
@@ -174,95 +192,81 @@ class Interval(NamedTuple):
     high: float
     n_photos: int
     n_people: int
-    absent_classes: float
-    undefined_draws: int
+    effective_people: float
 
 
-@functools.lru_cache(maxsize=4)  # an evaluation draws the same people repeatedly
-def draw_weights(n_people: int, n_draws: int, seed: int) -> np.ndarray:
-    """Return how often each person is drawn, (n_draws, n_people) float64, rows summing to n_people.
+def standard_error(leave_one_out: np.ndarray) -> float:
+    """Return the standard error of a measure from its values without each person, (P,).
 
-    Source: Efron 1979, bootstrap with replacement.
+    NaN for one person, and where one of the values is NaN.
+
+    Source: Efron and Stein 1981, The jackknife estimate of variance.
     """
-    if not n_people:
-        return np.zeros((n_draws, 0))
-    probabilities = np.full(n_people, 1 / n_people)
-    drawn = np.random.default_rng(seed).multinomial(n_people, probabilities, size=n_draws)
-    weights = drawn.astype(np.float64)
-    weights.flags.writeable = False
-    return weights
+    n_people = len(leave_one_out)
+    if n_people < 2:
+        return np.nan
+    return float(np.sqrt((n_people - 1) * leave_one_out.var()))
 
 
-def percentile_interval(draws: np.ndarray, n_people: int) -> tuple[float, float]:
-    """Return the ends of the percentile interval; NaN for one person, or without a defined draw."""
-    defined = draws[~np.isnan(draws)]
-    if n_people < 2 or not len(defined):
-        return np.nan, np.nan
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return float(low), float(high)
+def t_quantile(degrees: float) -> float:
+    """Return how many standard errors an end of the interval is away from the value."""
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) if degrees > 0 else np.nan
 
 
-def describe_draws(
-    measure: PeopleMeasure, people: np.ndarray, weights: np.ndarray, draws: np.ndarray
-) -> Interval:
-    """Return the interval of a measure's values, (B,), at weights, (B, len(people))."""
-    photos = weights[:, np.searchsorted(people, measure.people)] @ measure.photos
-    low, high = percentile_interval(draws, len(measure.people))
-    return Interval(
-        value=measure.value,
-        low=low,
-        high=high,
-        n_photos=int(measure.photos.sum()),
-        n_people=len(measure.people),
-        absent_classes=float((photos == 0).sum(axis=1).mean()),
-        undefined_draws=int(np.isnan(draws).sum()),
-    )
+def interval_of(measure: PeopleMeasure) -> Interval:
+    """Return the measure with its confidence interval.
 
+    The interval is Student's t with the jackknife's standard error and the effective number of
+    people minus 1 degrees of freedom; of a rate on the logit scale. A rate of 0 or 1, whose
+    standard error is 0, has a one-sided limit: what n effective people without an error exclude
+    (about 3 / n).
 
-def bootstrap(measure: PeopleMeasure, *, seed: int, n_draws: int = N_DRAWS) -> Interval:
-    """Return the measure with its percentile interval over draws of people with replacement."""
-    weights = draw_weights(len(measure.people), n_draws, seed)
-    return describe_draws(measure, measure.people, weights, measure.of_weights(weights))
+    docs/results/coverage.md has its coverage.
+
+    Source: logit scale: Agresti 2013, Categorical Data Analysis, section 3.2.6; one-sided limit:
+    Hanley and Lippman-Hand 1983, If nothing goes wrong, is everything all right?
+    """
+    value, effective = measure.value, measure.effective_people
+    error = standard_error(measure.leave_one_out)
+    distance = t_quantile(effective - 1) * error
+    low, high = value - distance, value + distance
+    if measure.is_rate and value in (0, 1) and not np.isnan(error):
+        limit = 1 - (1 - CONFIDENCE) ** (1 / effective)
+        low, high = (0.0, limit) if value == 0 else (1 - limit, 1.0)
+    elif measure.is_rate and 0 < value < 1:
+        distance /= value * (1 - value)
+        low, high = (float(expit(logit(value) + d)) for d in (-distance, distance))
+    return Interval(value, low, high, measure.n_photos, len(measure.people), effective)
 
 
 class Difference(NamedTuple):
     """First minus second, with its interval.
 
-    more_than_chance: the interval excludes 0, and there are at least `FEW_PEOPLE` people.
+    significant: the interval excludes 0, and there are at least `FEW_PEOPLE` people.
     """
 
     value: float
     low: float
     high: float
     n_people: int
-    more_than_chance: bool
+    significant: bool
 
 
-def paired_difference(
-    first: PeopleMeasure, second: PeopleMeasure, *, seed: int, n_draws: int = N_DRAWS
-) -> Difference:
-    """Return the difference of a measure between two models, the same people drawn for both.
+def paired_difference(first: PeopleMeasure, second: PeopleMeasure) -> Difference:
+    """Return the difference of a measure between two models, paired over people.
 
     Raises:
         ValueError: the people are not the same.
     """
-    people = first.people
-    if not np.array_equal(people, second.people):
-        n_other = len(np.setxor1d(people, second.people))
+    if not np.array_equal(first.people, second.people):
+        n_other = len(np.setxor1d(first.people, second.people))
         raise ValueError(f"a paired difference needs the same people; {n_other} are in one only")
-    weights = draw_weights(len(people), n_draws, seed)
-    low, high = percentile_interval(
-        first.of_weights(weights) - second.of_weights(weights), len(people)
-    )
+    value, n_people = first.value - second.value, len(first.people)
+    error = standard_error(first.leave_one_out - second.leave_one_out)
+    distance = t_quantile(effective_number(first.shares + second.shares) - 1) * error
+    low, high = value - distance, value + distance
     excludes_zero = low > 0 or high < 0
-    return Difference(
-        value=first.value - second.value,
-        low=low,
-        high=high,
-        n_people=len(people),
-        more_than_chance=len(people) >= FEW_PEOPLE and excludes_zero,
-    )
+    return Difference(value, low, high, n_people, n_people >= FEW_PEOPLE and excludes_zero)
 
 
 class Gap(NamedTuple):
@@ -279,29 +283,17 @@ class Gap(NamedTuple):
 
 
 def by_group(
-    measures: Mapping[Any, PeopleMeasure],
-    people: np.ndarray,
-    *,
-    seed: int,
-    n_draws: int = N_DRAWS,
+    measures: Mapping[Any, PeopleMeasure], people: np.ndarray
 ) -> tuple[dict[Any, Interval], Gap | None]:
-    """Return the interval of each group and the largest gap; the same people drawn for all groups.
+    """Return the interval of each group and the largest gap, paired over people of both groups.
 
     The gap is None unless two groups of at least `FEW_PEOPLE` people have a value.
 
     Args:
         measures: of the photos of each group.
         people: everybody; a person may be in several groups.
-        seed: of the draws.
-        n_draws: of the bootstrap.
     """
-    everyone = np.unique(people)
-    weights = draw_weights(len(everyone), n_draws, seed)
-    draws = {group: measure.at(everyone, weights) for group, measure in measures.items()}
-    intervals = {
-        group: describe_draws(measure, everyone, weights, draws[group])
-        for group, measure in measures.items()
-    }
+    intervals = {group: interval_of(measure) for group, measure in measures.items()}
     compared = [
         group
         for group, found in intervals.items()
@@ -310,6 +302,11 @@ def by_group(
     if len(compared) < 2:
         return intervals, None
     lowest, *_, highest = sorted(compared, key=lambda group: intervals[group].value)
-    value = intervals[highest].value - intervals[lowest].value
-    ends = percentile_interval(draws[highest] - draws[lowest], len(everyone))
-    return intervals, Gap(highest, lowest, value, *ends)
+    everyone = np.unique(people)
+    without = 1 - np.eye(len(everyone))
+    low, high = measures[lowest], measures[highest]
+    error = standard_error(high.at(everyone, without) - low.at(everyone, without))
+    shares = high.shares_of(everyone) + low.shares_of(everyone)
+    distance = t_quantile(effective_number(shares) - 1) * error
+    value = high.value - low.value
+    return intervals, Gap(highest, lowest, value, value - distance, value + distance)

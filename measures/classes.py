@@ -18,7 +18,9 @@ PUBLISHED_BATCH = 20  # photos; the published scores are means over batches of t
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599, section 5
 
-TEMPERATURE_RANGE = (0.05, 20.0)  # without errors the optimum is 0, without information infinity
+CALIBRATED_DRAWS, CALIBRATED_SEED = 1000, 0  # of the error of a calibrated model
+
+TEMPERATURE_RANGE = (0.05, 20.0)  # with few errors the optimum nears 0, with many infinity
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,24 @@ def expected_calibration_error(true: np.ndarray, probabilities: np.ndarray) -> f
     return float(np.nansum(np.abs(bins.accuracy - bins.confidence) * bins.photos) / len(true))
 
 
+def calibrated_error(probabilities: np.ndarray) -> float:
+    """Return the mean expected calibration error of a perfectly calibrated model.
+
+    It is above 0 because bins have few photos. Photos count as independent.
+
+    Args:
+        probabilities: (N, C), rows summing to 1; only their maxima, the confidences, matter.
+
+    Source: simulation of correct predictions, as in Vaicenavicius et al. 2019, arXiv 1902.06977.
+    """
+    confidence = probabilities.max(axis=1)
+    random = np.random.default_rng(CALIBRATED_SEED)
+    bins = np.digitize(confidence, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], right=True)
+    own = np.eye(CALIBRATION_BINS)[bins]  # (N, bins)
+    correct = random.random((CALIBRATED_DRAWS, len(confidence))) < confidence
+    return float(np.abs((correct - confidence) @ own).sum(axis=1).mean() / len(confidence))
+
+
 def brier_score(true: np.ndarray, probabilities: np.ndarray) -> float:
     """Return half the mean squared distance of (N, C) probabilities from the true classes, (N,).
 
@@ -224,7 +244,8 @@ def log_loss(true: np.ndarray, probabilities: np.ndarray) -> float:
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """Return the temperature within `TEMPERATURE_RANGE` that minimises the log loss.
 
-    1 if no temperature is better than 1; NaN without photos.
+    1 if no temperature is better than 1; NaN without photos. Without an error at least 1: the
+    optimum would be 0, which says nothing about confidence on other photos.
 
     Args:
         logits: (N, C); scores of the same photos are optimistic.
@@ -243,6 +264,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
 
     # convex in 1 / temperature, so it has one minimum in log(temperature) as well
     low, high = np.log(TEMPERATURE_RANGE)
+    if (logits.argmax(axis=1) == true).all():
+        low = 0.0
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
     return float(np.exp(best)) if loss(best) < loss(0.0) else 1.0
 

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import LogisticRegression
 
-from measures.bootstrap import PeopleMeasure
+from measures.bootstrap import PeopleMeasure, normalised
 from measures.classes import ratio
 
 ELUB_STEP = 0.01  # accuracy of the bounds, in log10(LR)
@@ -226,11 +226,13 @@ def cross_calibrate(
 class PairMeans(NamedTuple):
     """Means of a value of pairs for weights of the people, (B, P): (B,), NaN without a pair.
 
-    A genuine pair of person i weighs w_i, an impostor pair of i and j w_i w_j.
+    A genuine pair of person i weighs w_i, an impostor pair of i and j w_i w_j. The shares are the
+    people's shares in the pairs of each kind, (P,).
     """
 
     people: np.ndarray
-    photos: np.ndarray
+    genuine_shares: np.ndarray
+    impostor_shares: np.ndarray
     genuine: Callable[[np.ndarray], np.ndarray]
     impostor: Callable[[np.ndarray], np.ndarray]
 
@@ -246,7 +248,7 @@ def pair_means(
         second: (M,) index of its other photo.
         people: (N,) person on each photo.
     """
-    names, person, photos = np.unique(people, return_inverse=True, return_counts=True)
+    names, person = np.unique(people, return_inverse=True)
     one, other = person[first], person[second]
     genuine, n_people = one == other, len(names)
     sum_and_count = (values, np.ones(len(values)))
@@ -258,8 +260,13 @@ def pair_means(
         columns = weights.T  # (P, B)
         return ratio(*((columns * (v @ columns)).sum(axis=0) for v in different))
 
+    ends = np.concatenate(cells)
     return PairMeans(
-        names, photos[:, None], lambda weights: ratio(*(weights @ v for v in same)), of_impostors
+        names,
+        normalised(same[1][:, None]),
+        normalised(np.bincount(ends, minlength=n_people)[:, None]),
+        lambda weights: ratio(*(weights @ v for v in same)),
+        of_impostors,
     )
 
 
@@ -278,7 +285,11 @@ def people_cllr(
     costs = np.logaddexp(0, np.where(genuine, -log_ratios, log_ratios)) / np.log(2)
     means = pair_means(costs, first, second, people)
     return PeopleMeasure(
-        means.people, lambda w: (means.genuine(w) + means.impostor(w)) / 2, means.photos
+        means.people,
+        lambda w: (means.genuine(w) + means.impostor(w)) / 2,
+        means.genuine_shares,
+        len(people),
+        is_rate=False,
     )
 
 
@@ -305,7 +316,9 @@ def people_misleading(
     against = -log_ratios if genuine else log_ratios
     misleading = (against > beyond * np.log(10)).astype(np.float64)
     means = pair_means(misleading, first, second, people)
-    return PeopleMeasure(means.people, means.genuine if genuine else means.impostor, means.photos)
+    of_weights = means.genuine if genuine else means.impostor
+    shares = means.genuine_shares if genuine else means.impostor_shares
+    return PeopleMeasure(means.people, of_weights, shares, len(people))
 
 
 def pav_posterior(scores: np.ndarray, genuine: np.ndarray) -> np.ndarray:

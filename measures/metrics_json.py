@@ -17,9 +17,8 @@ from measures.baselines import baseline_embeddings, compute_baselines
 from measures.bootstrap import (
     FEW_PEOPLE,
     PeopleMeasure,
-    bootstrap,
     by_group,
-    cache_draws,
+    interval_of,
     paired_difference,
 )
 from measures.classes import ClassPredictions
@@ -32,8 +31,6 @@ from measures.pairs import (
     retrieve,
 )
 from measures.registry import MEASURES, PAIR_KINDS, Measure, measures_for, pair_measures
-
-BOOTSTRAP_SEED = 0
 
 GROUP_PREFIX = "group_"  # of the arrays that hold each photo's group
 
@@ -112,8 +109,7 @@ def apply_measures(measures: Sequence[Measure], scores: Scores) -> Measured:
         result = np.nan if empty else measure.function(scores)
         if measure.headline and not isinstance(result, PeopleMeasure):
             raise TypeError(f"the function of headline {measure.key} must return a PeopleMeasure")
-        is_drawn = isinstance(result, PeopleMeasure)
-        results[measure.key] = cache_draws(result) if is_drawn else result
+        results[measure.key] = result
     return results
 
 
@@ -130,7 +126,7 @@ def to_block(results: Measured) -> dict[str, Any]:
         block = part.setdefault(name, {}) if name else part
         block[key] = to_value(result)
         if isinstance(result, PeopleMeasure):
-            interval = bootstrap(result, seed=BOOTSTRAP_SEED)._asdict()
+            interval = interval_of(result)._asdict()
             del interval["value"]
             block.setdefault("intervals", {})[key] = interval
     return part
@@ -156,7 +152,7 @@ def compute_groups(
             if not measure.headline:
                 continue
             by_part = {group: measure.function(part) for group, part in parts.items()}
-            intervals, gap = by_group(by_part, scores.people, seed=BOOTSTRAP_SEED)
+            intervals, gap = by_group(by_part, scores.people)
             if all(np.isnan(interval.value) for interval in intervals.values()):
                 continue
             found[grouping][measure.key] = {
@@ -237,7 +233,7 @@ def compute_differences(
     """Return the paired difference of each headline measure to each baseline."""
     return {
         name: {
-            key: paired_difference(results[key], value, seed=BOOTSTRAP_SEED)._asdict()
+            key: paired_difference(results[key], value)._asdict()
             for key, value in found.items()
             if isinstance(value, PeopleMeasure)
         }

@@ -8,6 +8,7 @@ excluded from every measure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from measures.bootstrap import PeopleMeasure, people_mean
+from measures.bootstrap import PeopleMeasure, normalised, people_mean
 from measures.classes import ratio
 from measures.likelihood_ratio import CrossCalibration, cross_calibrate, people_misleading
 
@@ -23,7 +24,9 @@ BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from
 
 OPEN_SET_SEED = 0  # of the choice of the people enrolled
 
-DRAWS_PER_CHUNK = 100  # of the bootstrap; limits memory to tens of MB for 1,000 photos
+MIN_FALSE_MATCHES = 30  # pairs of people that a threshold at a false match rate must rest on
+
+WEIGHTS_PER_CHUNK = 100  # limits memory to tens of MB for 1,000 photos
 
 
 def cosine_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -261,10 +264,8 @@ class Verification:
     """
 
     def __init__(self, pairs: Comparisons) -> None:
-        self.people, person, photos = np.unique(
-            pairs.people, return_inverse=True, return_counts=True
-        )
-        self.photos = photos[:, None]
+        self.people, person = np.unique(pairs.people, return_inverse=True)
+        self.n_photos = len(person)
         one, other = np.sort([person[pairs.first], person[pairs.second]], axis=0)
         genuine = one == other
         self.scores = np.unique(pairs.score[genuine])
@@ -276,6 +277,8 @@ class Verification:
         self._one, self._other = codes // max(n_people, 1), codes % max(n_people, 1)
         self._impostor = _counts(bins[~genuine], column, (n_bins, len(codes)))
         self._genuine = _counts(bins[genuine], one[genuine], (n_bins, n_people))
+        self.n_person_pairs = len(codes)
+        self.shares = normalised(np.bincount(one[genuine], minlength=n_people)[:, None])
 
     def rates(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return FMR and FNMR at the corners, (K, B) each, for weights of the people, (B, P)."""
@@ -295,13 +298,34 @@ class Verification:
 
     def equal_error_rate(self) -> PeopleMeasure:
         """Return the EER: FMR = FNMR on the curve, straight between its corners."""
+        return self._of_people(_crossing)
+
+    def fnmr_at_fmr(self, fmr: float) -> PeopleMeasure:
+        """Return the lowest false non-match rate with a false match rate of at most `fmr`.
+
+        NaN with fewer than `MIN_FALSE_MATCHES` / fmr pairs of different people: photos of the same
+        two people are not independent, so the threshold would depend on a few people.
+
+        Source: rule of 30: Doddington et al. 2000, The NIST speaker recognition evaluation.
+        """
+        enough = self.n_person_pairs * fmr >= MIN_FALSE_MATCHES
+
+        def lowest(fmrs: np.ndarray, fnmrs: np.ndarray) -> np.ndarray:
+            corner = np.argmax(fmrs <= fmr, axis=0)  # the first, 0, if FMR is undefined
+            found = fnmrs[corner, np.arange(fnmrs.shape[1])]
+            return np.where(enough & ~np.isnan(fmrs[-1]), found, np.nan)
+
+        return self._of_people(lowest)
+
+    def _of_people(self, of_rates: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> PeopleMeasure:
+        """Return a measure from a function of FMR and FNMR, (K, B) each."""
 
         def of_weights(weights: np.ndarray) -> np.ndarray:
-            starts = range(0, len(weights), DRAWS_PER_CHUNK)
-            chunks = [weights[start : start + DRAWS_PER_CHUNK] for start in starts]
-            return np.concatenate([_crossing(*self.rates(chunk)) for chunk in chunks])
+            starts = range(0, max(len(weights), 1), WEIGHTS_PER_CHUNK)
+            chunks = [weights[start : start + WEIGHTS_PER_CHUNK] for start in starts]
+            return np.concatenate([of_rates(*self.rates(chunk)) for chunk in chunks])
 
-        return PeopleMeasure(self.people, of_weights, self.photos)
+        return PeopleMeasure(self.people, of_weights, self.shares, self.n_photos)
 
 
 def _counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> csr_array:
@@ -435,7 +459,7 @@ class PairScores:
 
     def rank_rate(self, k: int) -> PeopleMeasure:
         """Return the fraction of searches with a mate at rank k or better, over all galleries."""
-        return people_mean(self.rank_hits(k), self.people)
+        return people_mean(self.rank_hits(k), self.people, is_rate=True)
 
     def rank_hits(self, k: int) -> np.ndarray:
         """Return whether each search has a mate at rank k or better, (n, n_draws) 0, 1 or NaN.

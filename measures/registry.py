@@ -28,7 +28,12 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from dataset_11k import TASKS
 from measures import classes, likelihood_ratio, pairs
-from measures.bootstrap import people_balanced_accuracy, people_mean, people_roc_auc
+from measures.bootstrap import (
+    effective_number,
+    people_balanced_accuracy,
+    people_mean,
+    people_roc_auc,
+)
 from measures.pairs import BURST
 
 
@@ -228,6 +233,15 @@ _ROWS = (
         higher_is_better=False,
     ),
     Measure(
+        "calibrated_error",
+        "expected calibration error if calibrated",
+        "Expected calibration error that a perfectly calibrated model with the same confidences"
+        " would have on average, because bins have few photos.",
+        lambda p: classes.calibrated_error(p.probabilities),
+        needs="probabilities",
+        higher_is_better=False,
+    ),
+    Measure(
         "log_loss",
         "log loss",
         "Mean negative logarithm of the probability given to the true class: 0 is perfect.",
@@ -254,6 +268,16 @@ _ROWS = (
         unit=COUNT,
     ),
     Measure(
+        "effective_people",
+        "effective people",
+        "How many people with equally many genuine pairs would be as informative: (sum of n)^2 /"
+        " sum of n^2 over each person's number n of genuine pairs. Few, if some people have many"
+        " more photos than others.",
+        lambda s: effective_number(s.verification.shares),
+        needs="pairs",
+        unit=COUNT,
+    ),
+    Measure(
         "eer",
         "EER",
         "Equal error rate: the error rate at the threshold where false match rate and false"
@@ -268,8 +292,9 @@ _ROWS = (
         "fnmr_at_fmr_0.01",
         "FNMR at FMR 1 %",
         "False non-match rate (genuine pairs rejected) at the threshold that accepts 1 % of the"
-        " impostor pairs (false match rate).",
-        lambda s: pairs.fnmr_at_fmr(s.curve, 0.01),
+        " impostor pairs (false match rate). Needs 3,000 pairs of different people, so that 30 of"
+        " them may match falsely.",
+        lambda s: s.verification.fnmr_at_fmr(0.01),
         needs="pairs",
         higher_is_better=False,
     ),
@@ -277,8 +302,9 @@ _ROWS = (
         "fnmr_at_fmr_0.001",
         "FNMR at FMR 0.1 %",
         "False non-match rate (genuine pairs rejected) at the threshold that accepts 0.1 % of the"
-        " impostor pairs (false match rate).",
-        lambda s: pairs.fnmr_at_fmr(s.curve, 0.001),
+        " impostor pairs (false match rate). Needs 30,000 pairs of different people, so that 30 of"
+        " them may match falsely.",
+        lambda s: s.verification.fnmr_at_fmr(0.001),
         needs="pairs",
         higher_is_better=False,
     ),
@@ -320,7 +346,7 @@ _ROWS = (
         "mAP",
         "Mean average precision of ranking all other photos by similarity: 100 % if every photo of"
         " the same person comes before all photos of others.",
-        lambda s: people_mean(s.retrieval.average_precision[s.photos], s.people),
+        lambda s: people_mean(s.retrieval.average_precision[s.photos], s.people, is_rate=True),
         needs="galleries",
         headline=True,
     ),

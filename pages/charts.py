@@ -25,7 +25,7 @@ from measures.likelihood_ratio import (
     tippett,
 )
 from measures.metrics_json import Arrays, pair_kinds
-from measures.pairs import ErrorRates, fnmr_at_fmr
+from measures.pairs import Verification
 from measures.registry import MEASURES, NUMBER, PERCENT, YEARS, Measure, Unit, pair_measures
 from pages.figures import (
     CELL_CLASSES,
@@ -280,7 +280,7 @@ def pair_charts(arrays: Arrays) -> dict[str, list[Chart]]:
     ranks, rates, ratios, n_people = [], [], [], 0
     for kind, scores in pair_kinds(arrays):
         name = name_of(kind)
-        rates.append((name, scores.curve))
+        rates.append((name, scores.verification))
         if "galleries" in scores.available:
             ranks.append((name, scores.ranks.ravel()))
             n_people = scores.galleries.shape[1]
@@ -331,25 +331,26 @@ def cmc_chart(
     )
 
 
-def det_charts(curves: Sequence[tuple[str, ErrorRates]]) -> list[Chart]:
-    """Return the DET curves of error rates by name; none without pairs of both kinds."""
-    rates = [(name, found) for name, found in curves if found.n_genuine and found.n_impostor]
+def det_charts(verifications: Sequence[tuple[str, Verification]]) -> list[Chart]:
+    """Return the DET curves of verifications by name; none without pairs of both kinds."""
+    every = [(name, found, found.curve()) for name, found in verifications]
+    rates = [(name, v, curve) for name, v, curve in every if curve.n_genuine and curve.n_impostor]
     if not rates:
         return []
     header = [f"FNMR at FMR {PERCENT.scale * rate:g} %" for rate in FALSE_MATCH_RATES]
     rows = [
         [
             name,
-            str(found.n_genuine),
-            str(found.n_impostor),
-            *(PERCENT.format(fnmr_at_fmr(found, rate)) for rate in FALSE_MATCH_RATES),
+            str(curve.n_genuine),
+            str(curve.n_impostor),
+            *(PERCENT.format(found.fnmr_at_fmr(rate).value) for rate in FALSE_MATCH_RATES),
         ]
-        for name, found in rates
+        for name, found, curve in rates
     ]
     ends = [f"{row[0]}: {header[1]} {row[4]}" for row in rows]
     chart = Chart(
         "",
-        draw_det([Curve(name, found.fmr, found.fnmr) for name, found in rates]),
+        draw_det([Curve(name, curve.fmr, curve.fnmr) for name, _, curve in rates]),
         f"DET curve. {'; '.join(ends)}.",
         "Each point is a threshold on the similarity. Horizontal: impostor pairs accepted."
         " Vertical: genuine pairs rejected. Closer to the lower left corner is better; the curve"

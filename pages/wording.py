@@ -27,8 +27,10 @@ CASEWORK = (
 )
 
 GENERAL_TERMS = {
-    "95 % confidence interval": "Percentiles 2.5 and 97.5 of 2,000 bootstrap samples of people (not"
-    " of photos). It reflects the choice of people, not other cameras, sessions or populations.",
+    "95 % confidence interval": "Student's t with a jackknife over people (not over photos). It"
+    " reflects the choice of people, not other cameras, sessions or populations. In simulated data"
+    " with as many photos per person as in 11k Hands, 93 to 98 % of the intervals contain the true"
+    " value; of EER only 87 % (28 people) to 90 % (140 people).",
     "Unseen people": "People without any photo in the training data.",
     "Genuine and impostor pairs": "Two photos of the same person; two photos of different people.",
     "False match rate (FMR)": "Fraction of impostor pairs whose similarity reaches the threshold.",
@@ -191,7 +193,10 @@ def verdict(line: Headline) -> str:
         return "No confidence interval could be computed."
     flat = ""
     if line.low == line.high:
-        flat = "All bootstrap samples agree, so this interval says nothing about uncertainty. "
+        flat = "No single person changes this value, so its interval has no width. "
+    elif line.measure.unit.is_percent and line.value in (0, 1):
+        people = f"{line.n_people} people without an error"
+        flat = f"The interval is one-sided: the 95 % limit after {people}. "
     best = line.best_baseline
     if not best:
         return f"{flat}No baseline applies."

@@ -223,8 +223,11 @@ def test_two_backbones_under_two_protocols(
         averages = compare.RowAverages(result.cell.row, (result,), 3)
         assert len(averages.intervals) >= 5
         for measure, found in averages.intervals.items():
-            stored = [columns[f"{'_'.join(measure)}{end}"] for end in ("", "_low", "_high")]
-            assert [found.value, found.low, found.high] == pytest.approx(stored, abs=1e-12)
+            names = [f"{'_'.join(measure)}{end}" for end in ("", "_low", "_high")]
+            stored = [columns.get(name, np.nan) for name in names]
+            assert [found.value, found.low, found.high] == pytest.approx(
+                stored, abs=1e-12, nan_ok=True
+            )
 
     before = {path: path.read_bytes() for path in output.glob("*.*") if path.suffix != ".log"}
     assert {path.name for path in before} >= {"differences.csv", "table.md", "comparison.png"}
@@ -465,6 +468,7 @@ def test_rows_of_the_table_can_be_compared_by_name(
     years = differences[differences["measure"] == "mae_years"].iloc[0]
     assert f"{years['difference']:.1f}\u00a0years" in told
     assert "identity: rank-1" in told
+    assert f"do not include the variation between seeds. {len(differences)} comparisons" in told
     for other, reason in {
         "dorsal_dr-paper-net": "different protocols",
         "dorsal_dr-subject-disjoint-net": r"different folds (0; 0 1)",

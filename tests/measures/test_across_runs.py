@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.metrics import balanced_accuracy_score
 
 from measures.across_runs import (
@@ -18,7 +19,7 @@ from measures.across_runs import (
     same_photos,
     shared_measures,
 )
-from measures.bootstrap import N_DRAWS, draw_weights, people_balanced_accuracy, people_mean
+from measures.bootstrap import people_balanced_accuracy, people_mean
 
 GENDER = ("gender", "balanced_accuracy")
 YEARS = ("age", "mae_years")
@@ -65,12 +66,12 @@ def test_averages_are_means_of_each_models_own_score(runs: list[Any]) -> None:
     assert average_baselines(scored, YEARS) == {}
 
 
-def test_the_interval_draws_people_over_all_folds(runs: list[Any]) -> None:
+def test_the_interval_is_over_the_people_of_all_folds(runs: list[Any]) -> None:
     scored = tuple(run for run, _, _ in runs)
     everyone = np.unique(np.concatenate([run.people for run in scored]))
     assert len(everyone) == 2 * N_PEOPLE
-    draws = []
-    for weights in draw_weights(len(everyone), N_DRAWS, seed=0):
+    left_out = []
+    for weights in 1 - np.eye(len(everyone)):
         scores = []
         for run, true, predicted in runs:
             own = weights[np.searchsorted(everyone, run.people)]
@@ -78,9 +79,14 @@ def test_the_interval_draws_people_over_all_folds(runs: list[Any]) -> None:
             right = own * (predicted == true)
             recalls = [right[true == c].sum() / own[true == c].sum() for c in kept]
             scores.append(np.mean(recalls))
-        draws.append(((scores[0] + scores[1]) / 2 + scores[2]) / 2)
+        left_out.append(((scores[0] + scores[1]) / 2 + scores[2]) / 2)
     found = average_interval(scored, GENDER)
-    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1e-9)
+    n = len(everyone)
+    error = np.sqrt((n - 1) / n * ((left_out - np.mean(left_out)) ** 2).sum())
+    # all have six photos of one class, so all weigh the same
+    distance = error * scipy.stats.t.ppf(0.975, n - 1) / (found.value * (1 - found.value))
+    odds = np.log(found.value / (1 - found.value)) + np.array([-distance, distance])
+    assert (found.low, found.high) == pytest.approx(tuple(1 / (1 + np.exp(-odds))), abs=1e-9)
     assert found.n_people == 2 * N_PEOPLE
 
 
@@ -93,9 +99,9 @@ def test_differences_are_paired_over_people(runs: list[Any]) -> None:
     assert list(found) == [GENDER, YEARS]
     assert found[GENDER].value == pytest.approx(average(first, GENDER).value - 1)
     assert found[GENDER].low < found[GENDER].value < found[GENDER].high < 0
-    assert found[GENDER].more_than_chance
+    assert found[GENDER].significant
     same = paired_differences(first, first)[GENDER]
-    assert (same.value, same.low, same.high, same.more_than_chance) == (0, 0, 0, False)
+    assert (same.value, same.low, same.high, same.significant) == (0, 0, 0, False)
 
 
 def test_photos_are_the_same_if_people_and_frames_are() -> None:

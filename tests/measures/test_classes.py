@@ -17,6 +17,7 @@ from measures.classes import (
     balanced_accuracy,
     batch_mean_balanced_accuracy,
     brier_score,
+    calibrated_error,
     class_means,
     cmc,
     expected_age,
@@ -242,7 +243,7 @@ def test_the_temperature_minimises_the_log_loss(scale: float) -> None:
 @pytest.mark.parametrize(
     ("logits", "true", "expected"),
     [
-        ([[0.9, 0.0], [0.0, 0.3]], [0, 1], 0.05),  # no error
+        ([[0.9, 0.0], [0.0, 0.3]], [0, 1], 1.0),  # no error
         ([[0.9, 0.0], [0.0, 0.3]], [1, 0], 20.0),  # nothing correct
         ([[1.0, 1.0]], [0], 1.0),  # no temperature changes anything
         ([[4.0], [2.0]], [0, 0], 1.0),  # a single class
@@ -269,3 +270,14 @@ def test_mean_absolute_error_by_hand() -> None:
     logits = np.log([[0.5, 0.5], [0.9, 0.1]])
     given = predictions([0, 1], logits, ages=np.array([20, 31]), mean_ages=np.array([20.0, 30.0]))
     assert MEASURES["mae_years"].function(given).value == pytest.approx((5 + 10) / 2)
+
+
+def test_the_error_of_a_calibrated_model_is_that_of_labels_drawn_from_it() -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet((3, 1, 1), 60)
+    errors = []
+    for _ in range(1000):
+        true = (random.random(60)[:, None] > probabilities.cumsum(axis=1)).sum(axis=1)
+        errors.append(expected_calibration_error(true, probabilities))
+    assert calibrated_error(probabilities) == pytest.approx(np.mean(errors), rel=0.04)
+    assert calibrated_error(np.eye(2)) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_curve
 
-from measures.bootstrap import bootstrap, draw_weights
+from measures.bootstrap import interval_of
 from measures.pairs import (
     PairScores,
     Verification,
@@ -288,15 +288,19 @@ def test_verification_equals_brute_force(name: str, gap: int) -> None:
 def test_weights_of_people_weigh_pairs(name: str) -> None:
     similarity, people = SCENES[name]
     measure = Verification(compare_all(similarity, people)).equal_error_rate()
-    weights = draw_weights(len(measure.people), 101, seed=1)  # more than one chunk
+    n_people = len(measure.people)
+    # more than one chunk
+    weights = RANDOM.multinomial(n_people, np.full(n_people, 1 / n_people), 101).astype(float)
     expected = []
     for row in weights:
         by_name = dict(zip(measure.people.tolist(), row.tolist(), strict=True))
         expected.append(brute_eer(brute_rates(similarity, people, by_name)))
     np.testing.assert_allclose(measure.of_weights(weights), expected, atol=1e-12)
-    found = bootstrap(measure, seed=1, n_draws=101)
-    assert found.undefined_draws == np.isnan(expected).sum()
+    found = interval_of(measure)
     assert found.n_photos == len(people)
+    pairs = [math.comb((people == person).sum(), 2) for person in measure.people]
+    squares = max(sum(n**2 for n in pairs), 1)
+    assert found.effective_people == pytest.approx(sum(pairs) ** 2 / squares)
 
 
 @pytest.mark.parametrize("name", ["some people", "ties"])
@@ -323,6 +327,24 @@ def test_a_rate_below_one_pair_is_undefined() -> None:
     assert curve.n_impostor < 1000
     assert math.isnan(fnmr_at_fmr(curve, 0.001))
     assert 0 <= fnmr_at_fmr(curve, 0.01) <= 1
+
+
+def test_fnmr_at_fmr_leaves_people_out_like_brute_force() -> None:
+    n_people = 80  # 3,160 pairs of people
+    people = np.repeat(np.arange(n_people), 2)
+    random = np.random.default_rng(0)
+    units = random.standard_normal((n_people, 5))[people] + random.standard_normal((160, 5))
+    similarity = pairwise_similarity(units, people, np.zeros(160), 0)
+    verification = Verification(compare_all(similarity, people))
+    measure = verification.fnmr_at_fmr(0.01)
+    assert measure.value == fnmr_at_fmr(verification.curve(), 0.01)
+    for person in (0, 33, 79):
+        kept = people != person
+        part = Verification(compare_all(similarity[np.ix_(kept, kept)], people[kept])).curve()
+        assert measure.leave_one_out[person] == pytest.approx(fnmr_at_fmr(part, 0.01))
+    found = interval_of(measure)
+    assert 0 < found.low < found.value < found.high < 1
+    assert math.isnan(verification.fnmr_at_fmr(0.009).value)  # 28 pairs of people
 
 
 def test_one_impostor_of_a_hundred_is_one_percent() -> None:

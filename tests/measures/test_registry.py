@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dataset_11k import TASKS, Task
+from measures.metrics_json import pair_scores
 from measures.registry import (
     BASELINES,
     COUNT,
@@ -76,3 +77,16 @@ def test_intervals_are_printed_with_their_unit() -> None:
     assert YEARS.format_interval(1.0, math.nan) == "–"
     assert PERCENT.is_percent
     assert not YEARS.is_percent
+
+
+def test_effective_people_of_uneven_genuine_pairs() -> None:
+    people = np.repeat(["a", "b", "c", "d"], [5, 3, 2, 1])  # 10, 3, 1 and 0 genuine pairs
+    random = np.random.default_rng(0)
+    n_photos = len(people)
+    arrays = {
+        "people": people,
+        "frame_number": np.full(n_photos, np.nan),
+        "embedding": random.standard_normal((n_photos, 4)),
+    }
+    found = MEASURES["effective_people"].function(pair_scores(arrays, 0))
+    assert found == pytest.approx(14**2 / (100 + 9 + 1))

@@ -69,8 +69,10 @@ def test_the_best_baseline_is_the_one_hardest_to_beat() -> None:
 def test_no_interval_no_baseline_and_no_width_are_said() -> None:
     assert "No confidence interval" in wording.verdict(line("eer", 0.1, (NAN, NAN), chance=0.5))
     assert "No baseline" in wording.verdict(line("mAP", 0.1, (0.0, 0.2)))
-    flat = line("roc_auc", 1.0, (1.0, 1.0), chance=0.5)
-    assert "All bootstrap samples agree" in wording.verdict(flat)
+    flat = line("balanced_accuracy", 0.5, (0.5, 0.5), chance=0.5)
+    assert "no width" in wording.verdict(flat)
+    perfect = line("roc_auc", 1.0, (0.8, 1.0), chance=0.5)
+    assert "one-sided: the 95 % limit after 20 people without an error" in wording.verdict(perfect)
     assert wording.is_better(line("mAP", 0.1, (0.0, 0.2))) is None
     assert wording.summary([]) == "No result can be compared with a baseline."
 
