@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import struct
 import unicodedata
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from data.splits import read_data
 from data.tables import read_hand_info, read_people, read_samples
-from dataset_11k import TASKS, age_group
+from dataset_11k import TASKS, PhotoReader, age_group, open_photo
+from predict import PhotoFiles
 from utils import UserError
 
 N_CSVS = int(os.environ.get("FUZZ_CSVS", "120"))
@@ -34,7 +38,7 @@ Cells = list[list[str]]
 
 def pick(rng: Rng, values: Sequence[Any]) -> Any:
     """Return one of `values`; numpy's choice would drop NULs at the end of text."""
-    return values[rng.integers(len(values))]
+    return values[int(rng.integers(len(values)))]
 
 
 # ----------------------------------------------------------------------------- CSVs
@@ -346,3 +350,154 @@ def fuzz_one_split(root: Path, rng: Rng) -> str:
 @pytest.mark.timeout(60 + N_CSVS)
 def test_a_run_reads_the_labels_of_its_csvs(tmp_path: Path) -> None:
     collect(N_CSVS // 2, fuzz_one_split, tmp_path)
+
+
+# ----------------------------------------------------------------------------- photos
+
+
+def hand(rng: Rng) -> Image.Image:
+    """Return a smooth RGB picture without symmetry, so that a wrong rotation shows."""
+    small = rng.integers(40, 216, size=(4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((80, 60), Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    """Return an image file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "TGA", "ICO", "JPEG2000", "EPS")
+
+# A photo's file, and the picture that it must show; None: any, or a refusal.
+Photo = tuple[bytes, Image.Image | None]
+
+
+def other_format(image: Image.Image, rng: Rng) -> Photo:
+    """Return a picture in another format, which its suffix does not tell."""
+    file_format = pick(rng, FORMATS)
+    data = encode(image, file_format)
+    return data, None if file_format in ("ICO", "EPS") else image
+
+
+def damaged(image: Image.Image, rng: Rng) -> Photo:
+    """Return a picture with flipped bytes."""
+    data = bytearray(encode(image, pick(rng, FORMATS)))
+    for _ in range(rng.integers(1, 20)):
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    return bytes(data), None
+
+
+def other_mode(image: Image.Image, rng: Rng) -> Photo:
+    """Return a grey, 16-bit, CMYK, palette, transparent or bilevel picture, or an animation."""
+    grey = image.convert("L")
+    wide = Image.fromarray(np.asarray(grey, dtype=np.uint16) * 257)
+    clear = image.convert("RGBA")
+    clear.putalpha(128)
+    half = Image.blend(image, Image.new("RGB", image.size, "white"), 127 / 255)
+    photos: list[tuple[bytes, Image.Image | None]] = [
+        (encode(grey, "PNG"), grey),
+        (encode(wide, "PNG"), grey),
+        (encode(wide, "TIFF"), grey),
+        (encode(image.convert("CMYK"), "JPEG"), image),
+        (encode(image.quantize(256), "PNG"), image),
+        (encode(image.quantize(256), "PNG", transparency=255), None),
+        (encode(clear, "PNG"), half),
+        (encode(clear, "WEBP", lossless=True), half),
+        (encode(grey.convert("LA"), "PNG"), grey),
+        (encode(image.convert("1"), "PNG"), image.convert("1")),
+        (encode(image, "GIF", save_all=True, append_images=[grey, image]), image),
+        (encode(image.copy(), "TIFF", save_all=True, append_images=[grey.copy()]), image),
+        (encode(image.resize((1, 1)), "PNG"), image.resize((1, 1))),
+        (encode(image.resize((3000, 1)), "PNG"), None),
+    ]
+    return pick(rng, photos)
+
+
+def turned(image: Image.Image, rng: Rng) -> Photo:
+    """Return a picture whose EXIF data say how to hold it, or hold nonsense."""
+    turns = Image.Transpose
+    orientation, stored = pick(
+        rng,
+        [
+            (2, turns.FLIP_LEFT_RIGHT),
+            (3, turns.ROTATE_180),
+            (4, turns.FLIP_TOP_BOTTOM),
+            (5, turns.TRANSPOSE),
+            (6, turns.ROTATE_90),
+            (7, turns.TRANSVERSE),
+            (8, turns.ROTATE_270),
+            (99, None),
+        ],
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = image if stored is None else image.transpose(stored)
+    if rng.random() < 0.2:
+        return encode(image, "JPEG", exif=b"Exif\0\0" + rng.bytes(40)), None
+    return encode(photo, pick(rng, ["JPEG", "PNG", "WEBP", "TIFF"]), exif=exif), image
+
+
+def huge_header(image: Image.Image, rng: Rng) -> Photo:
+    """Return a small file whose header claims a huge picture."""
+    side = pick(rng, [2_000, 12_000, 60_000])
+    data = encode(image, "PNG")
+    chunk = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
+    png = data[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    jpeg = bytearray(encode(image, "JPEG"))
+    start = jpeg.index(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = struct.pack(">HH", side, side)
+    gif = bytearray(encode(image, "GIF"))
+    gif[6:10] = struct.pack("<HH", side, side)
+    bmp = bytearray(encode(image, "BMP"))
+    bmp[18:26] = struct.pack("<ii", side, side)
+    return bytes(pick(rng, [png, jpeg, gif, bmp])), None
+
+
+def no_picture(image: Image.Image, rng: Rng) -> Photo:
+    """Return what is no picture at all, or empty."""
+    return pick(rng, [b"", b"\0" * 500, b"<svg/>", b"%PDF-1.4", rng.bytes(900), b"\xff\xd8"]), None
+
+
+def fuzz_one_photo(path: Path, rng: Rng) -> str:
+    """Make a photo and read it as the scripts do; return `read` or `refused`."""
+    image = hand(rng)
+    make = pick(rng, [other_format, damaged, other_mode, turned, huge_header, no_picture, None])
+    if make is None:  # an interrupted copy; cut well before the last byte, which may say nothing
+        data = encode(image, pick(rng, ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"]))
+        data, wanted = data[: rng.integers(len(data) * 3 // 4)], None
+    else:
+        data, wanted = make(image, rng)
+    photo = path.with_suffix(pick(rng, [".jpg", ".png", ".JPG", ".tif", "", ".txt"]))
+    photo.unlink(missing_ok=True)
+    photo.write_bytes(data)
+    decode_size = int(pick(rng, [0, 20]))
+    reader = PhotoReader(32, decode_size)
+    answer = PhotoFiles([photo], reader)[0]
+    try:
+        full = open_photo(photo, decode_size)
+        resized = reader.read(photo)
+    except UserError:
+        if wanted is not None:
+            raise ValueError(f"a good photo is refused: {answer}") from None
+        return "refused" if isinstance(answer, str) else "read by predict.py only"
+    if make is None:
+        raise ValueError("a truncated photo is read")
+    if (full.mode, resized.mode, resized.size) != ("RGB", "RGB", (32, 32)):
+        raise ValueError(f"{full.mode} {resized.mode} {resized.size}")
+    if wanted is not None:
+        pixels = np.asarray(wanted.convert("RGB").resize((32, 32)), dtype=float)
+        difference = np.abs(np.asarray(resized, dtype=float) - pixels).mean()
+        if difference > 12:
+            raise ValueError(f"another picture: the pixels differ by {difference:.1f}")
+    return "read"
+
+
+@pytest.mark.timeout(60 + N_PHOTOS)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::DeprecationWarning")
+def test_damaged_photos_are_refused_or_read_correctly(tmp_path: Path) -> None:
+    collect(N_PHOTOS, fuzz_one_photo, tmp_path)
+    for path in (tmp_path, tmp_path / "absent.jpg"):
+        with pytest.raises(UserError, match="^cannot decode photo"):
+            open_photo(path)
