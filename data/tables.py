@@ -25,6 +25,11 @@ from utils import UserError, logger
 
 SEPARATORS = ",;\t"
 
+# A line break in a cell is a quote that is not closed: it swallows the lines below it.
+CONTROL = r"[\x00-\x08\n-\x1f\x7f-\x9f]"
+
+LONGEST = 200  # characters of the file that a message shows
+
 
 def read_csv(path: Path, columns: Sequence[str], what_next: str) -> pd.DataFrame:
     """Return a CSV with every cell as text, indexed by line number; blank lines are dropped.
@@ -63,6 +68,14 @@ def read_csv(path: Path, columns: Sequence[str], what_next: str) -> pd.DataFrame
     if not isinstance(table.index, pd.RangeIndex):  # pandas turns surplus cells into an index
         raise UserError(f"more cells than columns: {path}. Correct the file")
     table.index += header_line + 1
+    lines = [header_line] * any(re.search(CONTROL, name) for name in header)
+    for _, cells in table.items():
+        lines += table.index[cells.str.contains(CONTROL)].tolist()
+    if lines:
+        raise UserError(
+            f"line break or control character in a cell: {path} line {min(lines)}. Remove it, or"
+            " the quote that begins the cell"
+        )
     return table[(table != "").any(axis=1)]
 
 
@@ -73,7 +86,7 @@ def check_header(header: list[str], columns: Sequence[str], path: Path) -> None:
     for problem, wrong in (("missing", missing), ("duplicate", twice)):
         if wrong:
             raise UserError(
-                f"{problem} column {', '.join(wrong)}: {path} has {', '.join(header)}."
+                f"{problem} column {', '.join(wrong)}: {path} has {shorten(', '.join(header))}."
                 f" The file needs {', '.join(columns)}"
             )
 
@@ -100,9 +113,14 @@ def check_cells(table: pd.DataFrame, path: Path, rules: dict[str, Rule]) -> None
         lines = table.index[~legal.to_numpy(dtype=bool)]
         if len(lines):
             raise UserError(
-                f"{column} is {table[column][lines[0]]!r}, expected {expected}: {path} line"
-                f" {lines[0]}{and_others(lines)}. Correct the file"
+                f"{column} is {shorten(table[column][lines[0]])!r}, expected {expected}: {path}"
+                f" line {lines[0]}{and_others(lines)}. Correct the file"
             )
+
+
+def shorten(text: str) -> str:
+    """Return a text of the file as a message shows it."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def and_others(lines: Sequence[int] | pd.Index) -> str:

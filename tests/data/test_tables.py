@@ -153,6 +153,25 @@ def test_an_id_that_a_spreadsheet_rounded_is_refused(tmp_path: Path, identity: s
     assert read_samples(write_csv(tmp_path, HEADER + "a.jpg,1E5,male,21\n"))["id"][0] == "1E5"
 
 
+def test_a_long_cell_is_shortened_in_the_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^age is 'x{200}\.\.\.', expected a whole number"):
+        read_samples(write_csv(tmp_path, f"{HEADER}a.jpg,1,male,{'x' * 5000}\n"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        'a.jpg,1,male,27,"bent\nb.jpg,2,female,30,"\n',  # swallows b.jpg
+        '"a.jpg,1,male,27,\nb.jpg",2,female,30,\n',
+        "a.jpg,1\0,male,27,\nb.jpg,1,female,30,\n",  # looks like the same person
+    ],
+)
+def test_a_line_break_or_control_character_in_a_cell_is_refused(tmp_path: Path, rows: str) -> None:
+    path = write_csv(tmp_path, f"image_path,id,gender,age,note\n{rows}")
+    with pytest.raises(UserError, match="^line break or control character in a cell: .* line 2. R"):
+        read_samples(path)
+
+
 def test_further_wrong_cells_are_counted(tmp_path: Path) -> None:
     path = write_csv(tmp_path, f"{HEADER}a.jpg,1,male,x\nb.jpg,1,male,27\nc.jpg,1,male,y\n")
     with pytest.raises(UserError, match=r"age is 'x', .* line 2 \(and 1 other lines\)\. Correct"):
