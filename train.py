@@ -190,7 +190,7 @@ class TrainConfig:
         None, "folder of the run (default: checkpoints/<time>)", metavar="DIR"
     )
     resume: Path | None = flag(
-        None, "folder of the run to continue, or a checkpoint in it", metavar="DIR"
+        None, "folder of the run to continue, or its last checkpoint", metavar="DIR"
     )
 
     def __post_init__(self) -> None:
