@@ -206,8 +206,8 @@ def test_two_backbones_under_two_protocols(
             assert line[f"{task}_balanced_accuracy"] == block["balanced_accuracy"]
             expected = block["intervals"]["balanced_accuracy"]["high"]
             assert line[f"{task}_balanced_accuracy_high"] == expected
-            expected = block["baselines"]["majority_class"]["balanced_accuracy"]
-            assert line[f"{task}_balanced_accuracy_majority_class"] == expected
+            expected = block["baselines"]["constant"]["balanced_accuracy"]
+            assert line[f"{task}_balanced_accuracy_constant"] == expected
         identity = metrics["tasks"]["identity"]
         if line["protocol"] == "paper":
             assert line["identity_balanced_accuracy"] == identity["balanced_accuracy"]
@@ -444,7 +444,7 @@ def test_the_tables_average_folds_and_seeds_and_name_what_is_missing(tmp_path: P
     mean = ((accuracy[0] + accuracy[1]) / 2 + accuracy[2]) / 2
     line = next(line for line in section.splitlines() if "`net` | `dorsal_dr` | `subject" in line)
     assert f"| {100 * mean:.1f}\u00a0% (" in line
-    assert "majority class | identity lookup |" in section
+    assert "| constant | thumbnail, nearest photo |" in section
     differences = written["differences"]
     assert set(zip(differences["first"], differences["second"], strict=True)) == {("net", "better")}
     assert set(differences["folds"]) == {"0 1"}
