@@ -130,7 +130,7 @@ def _headline_chart(lines: Sequence[Headline]) -> Chart:
         f"Results in {unit.suffix.strip()}" if unit.suffix else "Results without a unit",
         draw_intervals(rows, unit.axis, unit),
         f"Dots with intervals: {'; '.join(f'{x.name} {x.text}' for x in lines)}.",
-        "Dot: the result; line: its 95 % confidence interval; orange mark: the strongest baseline. A"
+        "Dot: result; line: its 95 % confidence interval; orange mark: the strongest baseline. A"
         f" hollow dot marks fewer than {FEW_PEOPLE} people."
         f" {capitalize('; '.join(directions))}.",
     )
