@@ -185,6 +185,8 @@ def source_of_hand_info(root: str) -> Source:
     Args:
         root: folder as the user wrote it; every image_path begins with it, as published.
     """
+    if Path(root).is_file():
+        raise UserError(f"not a folder: --input {root}. Give the one with Hands/ and HandInfo.csv")
     listing = Path(root) / "HandInfo.csv"
     by_aspect = samples_by_aspect(read_hand_info(listing), root)
     if not any(map(len, by_aspect.values())):
@@ -202,6 +204,8 @@ def samples_by_aspect(hand_info: pd.DataFrame, root: str) -> dict[str, pd.DataFr
 
 def source_of_attributes(path: Path, protocol: str) -> Source:
     """Return the photos of an attributes file; all are of one aspect."""
+    if not path.exists():
+        raise UserError(f"not found: --attributes_file {path}. Give <root>/sub_dataset/<name>.csv")
     files = locate(path, protocol)
     if files.aspect in ASPECTS and (files.root / "HandInfo.csv").is_file():
         raise UserError(

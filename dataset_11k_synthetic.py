@@ -9,6 +9,7 @@ marks the folder as drawn by this script. A folder with any other content is ref
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from multiprocessing import get_context
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -174,7 +177,14 @@ def write_data_set(config: SyntheticConfig, output: Path) -> None:
     start = time.perf_counter()
     n_photos = config.identities * len(ASPECTS) * config.images_per_identity
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    prefix = f".{output.name}.drawing."
+    for remnant in output.parent.glob(f"{glob.escape(prefix)}*"):  # of a killed process
+        with suppress(OSError, Timeout), FileLock(remnant / ".lock", timeout=0):
+            shutil.rmtree(remnant, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder,
+        FileLock(Path(folder) / ".lock"),
+    ):
         temporary = Path(folder) / output.name
         (temporary / "Hands").mkdir(parents=True)
         with tqdm(total=n_photos, unit="photo", disable=None) as bar:
@@ -185,7 +195,7 @@ def write_data_set(config: SyntheticConfig, output: Path) -> None:
         digest = hashlib.sha256(text).hexdigest()
         write_json(temporary / MARKER, {"flags": config.drawing, "hand_info_sha256": digest})
         if output.exists():
-            shutil.rmtree(output)
+            output.rename(Path(folder) / "replaced")  # at once, unlike its deletion
         temporary.rename(output)
     seconds = time.perf_counter() - start
     logger.info("%s: drew %d photos in %.0f s", output, n_photos, seconds)

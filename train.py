@@ -51,6 +51,7 @@ from engine.checkpoint import (
     describe_checkpoint,
     describe_training,
     last_checkpoint,
+    list_checkpoints,
     lock_run,
     read_run,
     repair_run,
@@ -734,6 +735,12 @@ def parse_args(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] 
     stored = read_run(resume)
     if resume.is_file():
         given["resume"] = resume.parent
+        last = max(list_checkpoints(resume.parent).items(), default=((0, False), resume))
+        if stored["epoch"] < last[0][0]:
+            raise UserError(
+                f"not the run's last checkpoint: --resume {resume}. Give {last[1]}; to continue"
+                " from the earlier one, copy it into a new folder"
+            )
     paths = {field.name for field in fields(TrainConfig) if "Path" in str(field.type)}
     values = {
         name: Path(value) if value is not None and name in paths else value

@@ -36,8 +36,9 @@ class UserError(Exception):
 def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     """Decorate a script's `main`: expected failures become one line on stderr and exit code 1.
 
-    Expected are `UserError`, `OSError`, a full device and Ctrl-C (exit code 130). An error raised
-    in a worker of a DataLoader arrives as text with its traceback; the last line is kept.
+    Expected are `UserError`, `OSError`, a full device, Ctrl-C (exit code 130) and a killed worker
+    of a DataLoader. An error raised in a worker arrives as text with its traceback; the last line
+    is kept.
     """
 
     @functools.wraps(main)
@@ -57,9 +58,12 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[...
             return 130
         except RuntimeError as error:
             on_cpu = "can't allocate memory" in str(error)  # PyTorch has no type for it
-            if not (isinstance(error, torch.OutOfMemoryError) or on_cpu):
+            if isinstance(error, torch.OutOfMemoryError) or on_cpu:
+                message = "the device is out of memory. Lower --batch_size"
+            elif str(error).startswith("DataLoader worker (pid"):
+                message = f"{str(error).rstrip(' .')}. If memory ran out, lower --num_workers"
+            else:
                 raise
-            message = "the device is out of memory. Lower --batch_size"
         print(f"error: {one_line(message)}", file=sys.stderr)
         return 1
 
@@ -87,6 +91,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except FileExistsError as error:
+        raise UserError(f"a file, not a folder: {path.parent}. Choose another folder") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

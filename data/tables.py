@@ -288,11 +288,16 @@ def parse_samples(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """
     refuse_columns(table, ["name"], path)
     paths, names = table["image_path"], photo_names(table["image_path"])
-    rule = Rule(
-        names.str.fullmatch(FILE_OR_SUBFOLDER) & ~names.duplicated(),
-        "a photo in Hands/ or in a subfolder of it, that occurs once",
-    )
+    legal = names.str.fullmatch(FILE_OR_SUBFOLDER)
+    rule = Rule(legal, "a photo in Hands/ or in a subfolder of it")
     check_cells(table, path, task_rules(table, unknown=True) | {"image_path": rule})
+    again = names.index[names.duplicated()]
+    if len(again):
+        name = names[again[0]]
+        raise UserError(
+            f"duplicate photo {shorten(name)!r}: {path} lines {names.index[names == name][0]} and"
+            f" {again[0]}{and_others(again)}. Delete one of them"
+        )
     labels = parse_labels(table, path)
     samples = pd.DataFrame({"image_path": paths, "name": names, **labels})
     return samples.join(table[further_columns(table)]).reset_index(drop=True)

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from data.tables import photo_names
 from dataset_11k import TASKS, open_photo
-from engine.checkpoint import best_checkpoint, read_epochs, read_run
+from engine.checkpoint import best_checkpoint, check_types, read_epochs, read_run
 from measures.metrics_json import class_predictions
 from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT
 from pages import charts, wording
@@ -100,6 +100,10 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         missing = [k for k in METRICS_KEYS if not isinstance(found, dict) or k not in found]
         if missing or not isinstance(found["tasks"], dict):
             raise ValueError(f"no {', '.join(missing) or 'table of tasks'}")
+        training = found.get("training") or {}
+        check_types(training, dict, "training")
+        for key in ("config", "resolved", "environment", "fingerprints"):
+            check_types(training.get(key) or {}, dict, f"training.{key}")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}. Give a folder that test.py wrote") from error
     return found

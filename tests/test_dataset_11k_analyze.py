@@ -290,6 +290,17 @@ def test_bad_input_is_one_line(
     assert not output.exists()
 
 
+def test_an_output_that_is_a_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = write_hand_info(tmp_path / "11k", PHOTOS), tmp_path / "out"
+    output.write_text("mine")
+    assert analyze.main(["--input", str(folder), "--output", str(output)]) == 1
+    expected = f"error: a file, not a folder: {output}. Choose another folder\n"
+    assert capsys.readouterr().err == expected
+    assert output.read_text() == "mine"
+
+
 def test_no_photos_at_all_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_hand_info(tmp_path / "11k", [])
     assert analyze.main(["--input", str(folder), "--output", str(tmp_path / "out")]) == 1

@@ -332,6 +332,21 @@ def test_a_write_that_fails_half_way_leaves_the_former_files(
 
 
 @pytest.mark.parametrize(
+    ("flag", "name", "message"),
+    [
+        ("--input", "HandInfo.csv", "not a folder: --input {}. Give the one with Hands/"),
+        ("--attributes_file", "none.csv", "not found: --attributes_file {}. Give <root>/sub_"),
+    ],
+)
+def test_a_source_that_is_none_gets_advice(
+    hands_root: Path, capsys: pytest.CaptureFixture[str], flag: str, name: str, message: str
+) -> None:
+    assert main([flag, str(hands_root / name)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message.format(hands_root / name)}")
+    assert written(hands_root) == {}
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--protocol", "mine"], "argument --protocol: invalid choice: 'mine'"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import dataset_11k_synthetic
@@ -212,6 +213,33 @@ def test_interruption_leaves_nothing(
     assert text in capfd.readouterr().err
     assert len(drawn[-1]) == 3  # photos had been written
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_deleted_and_a_running_one_stays(tmp_path: Path) -> None:
+    for name in ("killed", "running"):
+        (tmp_path / f".11k.drawing.{name}" / "11k" / "Hands").mkdir(parents=True)
+    with FileLock(tmp_path / ".11k.drawing.running" / ".lock"):
+        assert draw_small(tmp_path / "11k") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"11k", ".11k.drawing.running"}
+
+
+def test_killed_while_replacing_leaves_no_part_of_a_data_set(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "11k"
+    shutil.copytree(small_set, output)
+    entries, rename = {path.name for path in output.iterdir()}, Path.rename
+
+    def check(self: Path, target: Path) -> Path:
+        if target == output:  # the former data set must have gone at once
+            assert not output.exists()
+            (replaced,) = tmp_path.glob(".11k.drawing.*/replaced")
+            assert {path.name for path in replaced.iterdir()} == entries
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", check)
+    assert draw_small(output, "--overwrite") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["11k"]
 
 
 @pytest.mark.parametrize(

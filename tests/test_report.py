@@ -96,6 +96,15 @@ def test_missing_and_damaged_files_get_one_line(
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize("training", [5, {"fingerprints": 5}, {"config": "text"}])
+def test_training_facts_of_another_type_get_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], training: object
+) -> None:
+    metrics = made_up_metrics() | {"training": training}
+    folder = write_results(tmp_path / "evaluation", metrics=metrics)
+    assert "metrics.json: training" in error_of(capsys, "--results", str(folder))
+
+
 def test_files_of_two_evaluations_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

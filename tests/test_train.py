@@ -717,6 +717,15 @@ def test_a_checkpoint_alone_is_enough_to_resume(
     assert [record["epoch"] for record in read_epochs(alone.parent)] == [4, 5]
 
 
+def test_an_earlier_checkpoint_is_not_resumed(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, last = finished / "checkpoint-000001-best.pth", finished / "checkpoint-000003.pth"
+    assert resume(best, N_epochs=4) == 1
+    assert f"not the run's last checkpoint: --resume {best}. Give {last}" in capsys.readouterr().err
+    assert resume(last, N_epochs=4) == 0
+
+
 # ----------------------------------------------------------------------------- protocols
 
 

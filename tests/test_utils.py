@@ -100,6 +100,12 @@ def test_bugs_keep_their_traceback(error: BaseException) -> None:
         run_main(error)
 
 
+def test_a_killed_worker_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")) == 1
+    expected = "error: DataLoader worker (pid 7) is killed by signal: Killed. If memory ran out, "
+    assert capsys.readouterr().err == f"{expected}lower --num_workers\n"
+
+
 @pytest.mark.parametrize("n_rows", [1, 100_000])  # less and more than a pipe's buffer
 def test_a_reader_that_leaves_ends_the_script_quietly(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, n_rows: int
@@ -150,7 +156,7 @@ def test_a_block_that_fails_leaves_the_former_file(tmp_path: Path, error: BaseEx
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     path = tmp_path / "file" / "a.txt"
-    with pytest.raises(UserError, match="cannot write .*a.txt"), atomic_write(path):
+    with pytest.raises(UserError, match="a file, not a folder: .*file. Ch"), atomic_write(path):
         pass
     with pytest.raises(UserError, match="cannot write .*a.txt"):
         append_line(path, "line")
