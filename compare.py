@@ -787,13 +787,13 @@ PROTOCOL_STYLES = (
     ("#56B4E9", "v"),
 )
 
-BASELINE_MARKERS = ("|", "x", "+", "1")
+STRONGEST = "strongest baseline"
 
 MAX_PANELS = 4  # side by side
 
 
 def plot_comparison(averages: Sequence[RowAverages], path: Path) -> None:
-    """Draw a panel per headline measure: each row of the table with interval and baselines.
+    """Draw a panel per headline measure: each row of the table with interval and best baseline.
 
     Args:
         averages: rows of the table, at least one.
@@ -824,9 +824,7 @@ def plot_comparison(averages: Sequence[RowAverages], path: Path) -> None:
         for panel in panels.flat
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    order = [
-        name for name in (*PROTOCOLS, *(b.name for b in BASELINES.values())) if name in entries
-    ]
+    order = [name for name in (*PROTOCOLS, STRONGEST) if name in entries]
     figure.legend(
         [entries[name] for name in order],
         order,
@@ -838,11 +836,11 @@ def plot_comparison(averages: Sequence[RowAverages], path: Path) -> None:
 
 
 def draw_measure(panel: Axes, averages: Sequence[RowAverages], key: MeasureKey) -> None:
-    """Draw one measure of all rows of the table into a panel, with its baselines."""
+    """Draw one measure of all rows of the table into a panel, with its best baseline."""
     task, measure = key[0], MEASURES[key[1]]
     scale, n_rows = measure.unit.scale, len(averages)
     styles = dict(zip(PROTOCOLS, itertools.cycle(PROTOCOL_STYLES), strict=False))
-    markers = dict(zip(BASELINES, itertools.cycle(BASELINE_MARKERS), strict=False))
+    best_of = max if measure.higher_is_better else min
     for place, average in enumerate(averages):
         found = average.intervals.get(key)
         if found is None:
@@ -852,9 +850,9 @@ def draw_measure(panel: Axes, averages: Sequence[RowAverages], key: MeasureKey) 
         style: dict[str, Any] = {"color": color, "clip_on": False, "label": average.row.protocol}
         panel.plot([scale * found.low, scale * found.high], [place, place], linewidth=1.8, **style)
         panel.plot(scale * found.value, place, marker, **style)
-        for name, value in average_baselines(average.scored, key).items():
-            style |= {"color": "#444444", "markersize": 8, "label": BASELINES[name].name}
-            panel.plot(scale * value, place, markers[name], linestyle="", **style)
+        if baselines := average_baselines(average.scored, key).values():
+            style |= {"color": "#444444", "markersize": 8, "label": STRONGEST}
+            panel.plot(scale * best_of(baselines), place, "|", linestyle="", **style)
     panel.set_title(f"{TASKS[task].title}: {measure.name}", loc="left", fontsize="medium")
     direction = "higher" if measure.higher_is_better else "lower"
     panel.set_xlabel(f"{measure.unit.suffix.strip()} ({direction} is better)".strip())

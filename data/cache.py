@@ -131,7 +131,10 @@ def cached_features(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray
     try:
         build_once(path, write)
         return np.load(path)
-    except (OSError, NotImplementedError, ValueError):
+    except (ValueError, EOFError):  # a damaged file
+        path.unlink(missing_ok=True)
+        return compute()
+    except (OSError, NotImplementedError):
         return compute()
 
 

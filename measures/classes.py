@@ -66,9 +66,8 @@ class ClassPredictions:
 
     @property
     def median_ages(self) -> np.ndarray:
-        """Of an age task: mean training age of the median class of each distribution, (N,)."""
-        reached = self.probabilities.cumsum(axis=1) >= 0.5
-        return self.mean_ages[reached.argmax(axis=1)]
+        """Of an age task: the age in years of the median group of each distribution, (N,)."""
+        return median_age(self.probabilities, self.mean_ages)
 
     @property
     def expected_ages(self) -> np.ndarray:
@@ -289,3 +288,12 @@ def expected_age(probabilities: np.ndarray, mean_ages: np.ndarray) -> np.ndarray
     """
     known = ~np.isnan(mean_ages)
     return ratio(probabilities[:, known] @ mean_ages[known], probabilities[:, known].sum(axis=1))
+
+
+def median_age(probabilities: np.ndarray, mean_ages: np.ndarray) -> np.ndarray:
+    """Return the mean training age of the median group, (N,); arguments as of `expected_age`."""
+    known = np.flatnonzero(~np.isnan(mean_ages))
+    if not len(known):
+        return np.full(len(probabilities), np.nan)
+    sums = probabilities[:, known].cumsum(axis=1)
+    return mean_ages[known[(sums >= sums[:, -1:] / 2).argmax(axis=1)]]

@@ -22,7 +22,7 @@ from data.tables import photo_names
 from dataset_11k import TASKS, open_photo
 from engine.checkpoint import best_checkpoint, check_types, read_epochs, read_run
 from measures.metrics_json import class_predictions
-from measures.registry import MEASURES, PAIR_KINDS, PERCENT
+from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT
 from pages import charts, wording
 from pages.charts import Chart, Table, data_uri
 from pages.figures import PHOTO_COLUMNS, PhotoPanel, draw_photos, save_figure
@@ -158,22 +158,22 @@ def templates() -> Environment:
 # ----------------------------------------------------------------------------- tables
 
 
-def baseline_table(lines: Sequence[wording.Headline]) -> Table:
-    """Return the headline numbers with their baselines."""
-    used = dict.fromkeys(key for line in lines for key in line.baselines)
-    rows = []
-    for line in lines:
-        unit = line.measure.unit
-        best = line.differences.get(line.best_baseline, (None, None))
-        values = [line.text, *(unit.format(line.baselines.get(key)) for key in used)]
-        rows.append([line.name, *values, unit.format_interval(*best)])
-    header = [
-        "",
-        "model",
-        *map(name_of, used),
-        "difference from the strongest baseline, 95 % interval",
-    ]
-    return Table("Results and baselines", header, rows)
+def baseline_tables(lines: Sequence[wording.Headline]) -> list[Table]:
+    """Return the headline numbers with their baselines: of tasks, then of pairs."""
+    parts = [[x for x in lines if (x.part in PAIR_KINDS) is pairs] for pairs in (False, True)]
+    return [_baseline_table(part) for part in parts if any(x.baselines for x in part)]
+
+
+def _baseline_table(lines: Sequence[wording.Headline]) -> Table:
+    """Return a table with a column for each headline number and a row for each baseline."""
+    rows = [["model", *(x.text for x in lines)]]
+    for key in (key for key in BASELINES if any(key in x.baselines for x in lines)):
+        values = [x.measure.unit.format(x.baselines.get(key)) for x in lines]
+        rows.append([name_of(key), *values])
+    differences = [x.differences.get(x.best_baseline, (None, None)) for x in lines]
+    ends = [x.measure.unit.format_interval(*d) for x, d in zip(lines, differences, strict=True)]
+    rows.append(["difference from the strongest baseline, 95 % interval", *ends])
+    return Table("Results and baselines", ["", *(x.name for x in lines)], rows)
 
 
 def measure_table(caption: str, blocks: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -409,7 +409,7 @@ def report_context(
         "casework": wording.CASEWORK,
         "one_session": wording.ONE_SESSION if kinds else "",
         "explain_baselines": wording.explain_baselines(wording.is_unseen(metrics)),
-        "baselines": baseline_table(lines) if lines else None,
+        "baselines": baseline_tables(lines),
         "leakage": Table(
             "Leakage: evaluated photos that are close to training photos",
             ["in train", "share of photos"],

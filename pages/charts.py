@@ -118,7 +118,8 @@ def _headline_chart(lines: Sequence[Headline]) -> Chart:
     for part in dict.fromkeys(x.part for x in lines):
         rows.append(IntervalRow(name_of(part), heading=True))
         for x in (line for line in lines if line.part == part):
-            baselines = {name_of(key): value for key, value in x.baselines.items()}
+            best = x.best_baseline
+            baselines = {name_of(best): x.baselines[best]} if best else {}
             few = x.n_people < FEW_PEOPLE
             rows.append(IntervalRow(x.measure.name, x.value, x.low, x.high, baselines, few))
     falling = dict.fromkeys(x.measure.name for x in lines if not x.measure.higher_is_better)
@@ -129,8 +130,8 @@ def _headline_chart(lines: Sequence[Headline]) -> Chart:
         f"Results in {unit.suffix.strip()}" if unit.suffix else "Results without a unit",
         draw_intervals(rows, unit.axis, unit),
         f"Dots with intervals: {'; '.join(f'{x.name} {x.text}' for x in lines)}.",
-        "Dot: the result; line: its 95 % confidence interval; orange marks: baselines. A hollow dot"
-        f" marks fewer than {FEW_PEOPLE} people."
+        "Dot: result; line: its 95 % confidence interval; orange mark: the strongest baseline. A"
+        f" hollow dot marks fewer than {FEW_PEOPLE} people."
         f" {capitalize('; '.join(directions))}.",
     )
 

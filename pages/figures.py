@@ -33,7 +33,7 @@ LINES = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, ":", "^"), (PURPLE, "
 
 REFERENCE: Any = {"color": "#777777", "linewidth": 1}  # lines of equality
 
-MARKERS = ("|", "x", "^", "D")  # of baselines
+MARKERS = ("|", "x", "^", "D", "v", "s")  # of baselines
 
 FEW_POINTS = 20  # up to here a curve's points are marked
 

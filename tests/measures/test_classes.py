@@ -269,7 +269,8 @@ def test_expected_age_by_hand() -> None:
 def test_mean_absolute_error_by_hand() -> None:
     logits = np.log([[0.5, 0.5], [0.9, 0.1]])
     given = predictions([0, 1], logits, ages=np.array([20, 31]), mean_ages=np.array([20.0, 30.0]))
-    assert MEASURES["mae_years"].function(given).value == pytest.approx((5 + 10) / 2)
+    assert MEASURES["mae_years_of_expectation"].function(given) == pytest.approx((5 + 10) / 2)
+    assert MEASURES["mae_years"].function(given).value == pytest.approx((0 + 11) / 2)
 
 
 def test_the_error_of_a_calibrated_model_is_that_of_labels_drawn_from_it() -> None:

@@ -44,7 +44,8 @@ def test_the_task_decides_which_rows_apply(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(TASKS, "years", Task("age", "years", ("0-50", "51-99"), in_years=True))
     shared = {m.key for m in MEASURES.values() if m.needs in ("classes", "probabilities")}
     own = {task: {m.key for m in measures_for(task)} - shared for task in TASKS}
-    ages = {"mae_years", "within_one_group", "quadratic_weighted_kappa"}
+    ages = {"mae_years", "mae_years_of_expectation", "within_one_group"}
+    ages |= {"quadratic_weighted_kappa"}
     assert own == {
         "identity": {"top_1", "top_5", "top_10"},
         "gender": {"roc_auc"},

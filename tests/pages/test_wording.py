@@ -59,11 +59,21 @@ def test_a_paired_difference_decides_where_there_is_one(
 
 
 def test_the_best_baseline_is_the_one_hardest_to_beat() -> None:
-    rates = line("balanced_accuracy", 0.9, (0.8, 1.0), majority_class=0.5, identity_lookup=0.85)
+    rates = line("balanced_accuracy", 0.9, (0.8, 1.0), constant=0.5, identity_lookup=0.85)
     assert rates.best_baseline == "identity_lookup"
-    years = line("mae_years", 2.0, (1.0, 3.0), majority_class=5.0, identity_lookup=2.5)
+    years = line("mae_years", 2.0, (1.0, 3.0), constant=5.0, identity_lookup=2.5)
     assert years.best_baseline == "identity_lookup"
-    assert "identity lookup (85.0\u00a0%)" in wording.verdict(rates)
+    verdict = wording.verdict(rates)
+    assert verdict.startswith(
+        "Not shown to be better than the strongest baseline, identity lookup (85"
+    )
+    beaten = rates._replace(low=0.86)
+    assert wording.verdict(beaten).startswith(
+        "Better than every baseline; the strongest is identity"
+    )
+    hidden = beaten._replace(differences={"constant": (-0.1, 0.9)})
+    assert wording.is_better(hidden) is False  # a baseline with a lower value is not beaten
+    assert "(nor than 1 other)" in wording.verdict(rates._replace(low=0.4))
 
 
 def test_no_interval_no_baseline_and_no_width_are_said() -> None:
@@ -79,11 +89,11 @@ def test_no_interval_no_baseline_and_no_width_are_said() -> None:
 
 def test_the_terminal_gets_a_column_for_each_baseline_with_units() -> None:
     lines = wording.headline_table(made_up_metrics()["tasks"])
-    for title in ("95 % interval", "majority class", "identity lookup", "chance"):
+    for title in ("95 % interval", "people", "strongest baseline"):
         assert title in lines[0]
     assert len({len(text) for text in lines}) == 1
     years = next(text for text in lines if text.startswith("age group: mean absolute error"))
-    assert years.count("years") == 4  # value, interval, two baselines
+    assert years.count("years") == 3  # value, interval, baseline
 
 
 def metrics(**changes: Any) -> dict[str, Any]:
@@ -143,5 +153,5 @@ def test_the_baselines_mean_something_else_for_unseen_people() -> None:
     assert not wording.is_unseen(metrics(protocol="half", split="val"))
     assert wording.is_unseen(metrics(protocol="half", split="test"))
     assert not wording.is_unseen(metrics())
-    assert "generalises to unseen people" in wording.explain_baselines(True)
+    assert "better than every baseline" in wording.explain_baselines(True)
     assert "recognising people" in wording.explain_baselines(False)
