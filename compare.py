@@ -56,17 +56,19 @@ from engine.checkpoint import (
     read_run,
 )
 from measures.across_runs import (
+    MIN_SEEDS,
     MeasureKey,
     ScoredRun,
     average_baselines,
     average_interval,
     folds_of,
     in_folds,
+    n_seeds,
     paired_differences,
     same_photos,
     shared_measures,
 )
-from measures.bootstrap import CONFIDENCE, Difference, Interval
+from measures.bootstrap import CONFIDENCE, Difference, Interval, holm
 from measures.metrics_json import headline_measures
 from measures.registry import BASELINES, MEASURES
 from pages.figures import save_figure
@@ -678,14 +680,29 @@ def results_table(results: Sequence[EvaluatedRun], output: Path) -> pd.DataFrame
     return table.astype({"fold": "Int64"})
 
 
+def seeds_text(n: int) -> str:
+    """Return what a difference is between, if `n` seeds of each row stand behind it."""
+    seeds = f"{n} seed{'s' * (n > 1)} of each backbone"
+    if n < MIN_SEEDS:
+        return (
+            f"Differences with {seeds} are between these two trained models, not their backbones,"
+            f" which need {MIN_SEEDS} seeds each: the intervals do not include the variation"
+            " between seeds"
+        )
+    return (
+        f"Differences with {seeds} or more are between backbones: the intervals include the"
+        " variation between seeds"
+    )
+
+
 def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
     """Return differences.csv: all pairs of backbones of an aspect and protocol, by measure.
 
     Pairs are compared on their common folds; pairs without any, or evaluated on different photos,
-    are left out.
+    are left out. Significance is corrected for all rows.
     """
     columns = ["aspect", "protocol", "first", "second", "folds", "task", "measure", "difference"]
-    columns += ["low", "high", "n_people", "significant"]
+    columns += [*Difference._fields[1:], "seeds"]
     rows = []
     for one, other in itertools.combinations(averages, 2):
         common = folds_of(one.scored) & folds_of(other.scored)
@@ -696,8 +713,12 @@ def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
             continue
         folds = " ".join(str(fold) for fold in sorted(fold for fold in common if fold is not None))
         names = (*one.row, other.row.backbone, folds)
-        rows += [(*names, *key, *d) for key, d in paired_differences(first, second).items()]
-    return pd.DataFrame(rows, columns=columns)
+        found, seeds = paired_differences(first, second), n_seeds(first, second)
+        rows += [(*names, *key, *difference, seeds) for key, difference in found.items()]
+    table = pd.DataFrame(rows, columns=columns)
+    table["p_value_holm"] = holm(table["p_value"].to_numpy(dtype=np.float64))
+    table["significant"] &= table["p_value_holm"] < 1 - CONFIDENCE
+    return table
 
 
 NOTES = f"""\
@@ -770,9 +791,10 @@ def table_text(
     if len(differences):
         notes += (
             f"- differences.csv: {int(differences['significant'].sum())} of {len(differences)}"
-            f" differences between these trained models are significant at {LEVEL}, without"
-            " correction for multiple comparisons or variation between seeds.\n"
+            f" differences are significant at {LEVEL}, with Holm's correction for multiple"
+            " comparisons.\n"
         )
+        notes += "".join(f"- {seeds_text(n)}.\n" for n in sorted(set(differences["seeds"])))
     return "\n".join([*parts, notes])
 
 
@@ -932,22 +954,26 @@ def check_comparable(first: Sequence[EvaluatedRun], second: Sequence[EvaluatedRu
     )
 
 
-def difference_text(names: Sequence[str], found: Mapping[MeasureKey, Difference]) -> str:
-    """Return the text that --difference prints."""
+def difference_text(
+    names: Sequence[str], found: Mapping[MeasureKey, Difference], seeds: int
+) -> str:
+    """Return the text that --difference prints, if at least `seeds` seeds are behind each row."""
     lines = [f"{names[0]} minus {names[1]}", ""]
     lines.append(f"{'':32}{'difference':>14}  {'interval':24}{'people':>6}")
-    for (task, key), one in found.items():
+    p_values = holm(np.array([one.p_value for one in found.values()]))
+    for ((task, key), one), p_value in zip(found.items(), p_values, strict=True):
         unit = MEASURES[key].unit
         sign = "+" if one.value > 0 else ""
-        verdict = "significant" if one.significant else "not significant"
+        is_significant = one.significant and p_value < 1 - CONFIDENCE
+        verdict = "significant" if is_significant else "not significant"
         lines.append(
             f"{f'{TASKS[task].title}: {MEASURES[key].name}':32}{sign + unit.format(one.value):>14}"
             f"  {unit.format_interval(one.low, one.high):24}{one.n_people:6}  {verdict}"
         )
     note = (
-        f"These trained models are compared, not their backbones: the {LEVEL} intervals are paired"
-        f" over people and do not include the variation between seeds. {len(found)} comparisons,"
-        " not corrected. Differences in % are percentage points."
+        f"The {LEVEL} intervals are paired over people. {seeds_text(seeds)}. Significance has"
+        f" Holm's correction for {len(found)} comparisons, intervals have none. Differences in %"
+        " are percentage points."
     )
     return "\n".join([*lines, "", note])
 
@@ -958,7 +984,8 @@ def print_difference(config: CompareConfig) -> None:
     first, second = (find_row(name, results) for name in config.difference)
     check_comparable(first, second)
     scored = [tuple(run.scored for run in runs) for runs in (first, second)]
-    print(difference_text(config.difference, paired_differences(scored[0], scored[1])))
+    found = paired_differences(scored[0], scored[1])
+    print(difference_text(config.difference, found, n_seeds(*scored)))
 
 
 # ----------------------------------------------------------------------------- the command

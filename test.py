@@ -63,7 +63,7 @@ from measures.metrics_json import (
 )
 from measures.registry import measures_for
 from pages.build import write_report
-from pages.wording import explain_baselines, headline_table
+from pages.wording import explain_baselines, headline_table, temperature_warning
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -513,6 +513,8 @@ def print_results(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope)
         shown = [m for m in measures_for(task) if not isinstance(block.get(m.key), dict)]
         rows[task] = {m.name: m.unit.format(block.get(m.key)) for m in shown}
     print(*headline_table(metrics["tasks"]), sep="\n")
+    if warning := temperature_warning(metrics["tasks"]):
+        print(f"\n{warning}")
     print(explain_baselines(scope.unseen) if "identity" in scope.tasks else "", end="\n\n")
     print(pd.DataFrame(rows).fillna("").to_string())
 

@@ -7,6 +7,7 @@ seeds of a fold, then over folds. Intervals are over the people of all folds tog
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,6 +22,8 @@ from measures.bootstrap import (
     paired_difference,
     people_average,
 )
+
+MIN_SEEDS = 3  # in each fold of both rows, so that their difference is one of the backbones
 
 MeasureKey = tuple[str, str]  # task, key of `registry.MEASURES`
 
@@ -115,17 +118,41 @@ def same_photos(first: Sequence[ScoredRun], second: Sequence[ScoredRun]) -> bool
     return True
 
 
+def n_seeds(*rows: Sequence[ScoredRun]) -> int:
+    """Return the number of seeds in the fold of any row that has the fewest."""
+    return min(min(Counter(run.fold for run in runs).values()) for runs in rows)
+
+
+def seed_variances(runs: Sequence[ScoredRun], key: MeasureKey) -> list[tuple[float, float]]:
+    """Return each fold's share in the variance of an average between seeds, and its degrees.
+
+    Trainings of different folds are independent, also with the same seed.
+    """
+    by_fold: dict[int | None, list[float]] = {}
+    for run in runs:
+        by_fold.setdefault(run.fold, []).append(run.measures[key].value)
+    return [
+        (float(np.var(values, ddof=1)) / len(values) / len(by_fold) ** 2, len(values) - 1)
+        for values in by_fold.values()
+    ]
+
+
 @functools.cache
 def paired_differences(
     first: tuple[ScoredRun, ...], second: tuple[ScoredRun, ...]
 ) -> dict[MeasureKey, Difference]:
     """Return first minus second of every measure that both have, paired over people.
 
+    With `MIN_SEEDS` seeds in each fold of both, intervals also contain the variation between seeds,
+    somewhat too much of it: the jackknife over people has its part that differs between people.
+
     Args:
         first: runs to average.
         second: runs to average, of the same folds and photos as `first`.
     """
-    return {
-        key: paired_difference(average(first, key), average(second, key))
-        for key in shared_measures((*first, *second))
-    }
+    with_seeds = n_seeds(first, second) >= MIN_SEEDS
+    differences = {}
+    for key in shared_measures((*first, *second)):
+        seeds = [*seed_variances(first, key), *seed_variances(second, key)] if with_seeds else []
+        differences[key] = paired_difference(average(first, key), average(second, key), seeds)
+    return differences

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from measures.classes import ratio
 
@@ -243,6 +243,7 @@ class Difference(NamedTuple):
     """First minus second, with its interval.
 
     significant: the interval excludes 0, and there are at least `FEW_PEOPLE` people.
+    p_value: two-sided, of Student's t; not corrected for other comparisons.
     """
 
     value: float
@@ -250,23 +251,58 @@ class Difference(NamedTuple):
     high: float
     n_people: int
     significant: bool
+    p_value: float
 
 
-def paired_difference(first: PeopleMeasure, second: PeopleMeasure) -> Difference:
+def paired_difference(
+    first: PeopleMeasure,
+    second: PeopleMeasure,
+    other_variances: Sequence[tuple[float, float]] = (),
+) -> Difference:
     """Return the difference of a measure between two models, paired over people.
+
+    Args:
+        first: of one model, or averaged over several.
+        second: of the other.
+        other_variances: variance and degrees of freedom of what adds to the jackknife's variance
+            over people, such as the seeds of the training.
 
     Raises:
         ValueError: the people are not the same.
+
+    Source: degrees of freedom of a sum of variances: Satterthwaite 1946.
     """
     if not np.array_equal(first.people, second.people):
         n_other = len(np.setxor1d(first.people, second.people))
         raise ValueError(f"a paired difference needs the same people; {n_other} are in one only")
     value, n_people = first.value - second.value, len(first.people)
     error = standard_error(first.leave_one_out - second.leave_one_out)
-    distance = t_quantile(effective_number(first.shares + second.shares) - 1) * error
+    degrees = effective_number(first.shares + second.shares) - 1
+    if other_variances and degrees > 0:
+        variances, own_degrees = np.array([(error**2, degrees), *other_variances]).T
+        error = np.sqrt(variances.sum())
+        degrees = error**4 / (variances**2 / own_degrees).sum() if error else degrees
+    distance = t_quantile(degrees) * error
     low, high = value - distance, value + distance
     excludes_zero = low > 0 or high < 0
-    return Difference(value, low, high, n_people, n_people >= FEW_PEOPLE and excludes_zero)
+    if error:
+        p_value = 2 * float(stdtr(degrees, -abs(value) / error)) if degrees > 0 else np.nan
+    else:
+        p_value = float(value == 0)
+    significant = n_people >= FEW_PEOPLE and bool(excludes_zero)
+    return Difference(value, float(low), float(high), n_people, significant, p_value)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p-values, (N,), corrected for N comparisons; NaN stays, and is no comparison.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    corrected = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values)[: (~np.isnan(p_values)).sum()]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1)
+    return corrected
 
 
 class Gap(NamedTuple):

@@ -269,6 +269,13 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     return float(np.exp(best)) if loss(best) < loss(0.0) else 1.0
 
 
+def at_bound(temperature: float | None) -> bool:
+    """Return whether a temperature is at an end of `TEMPERATURE_RANGE`, up to the fit's steps."""
+    return temperature is not None and bool(
+        np.isclose(temperature, TEMPERATURE_RANGE, rtol=1e-3).any()
+    )
+
+
 # ----------------------------------------------------------------------------- age
 
 

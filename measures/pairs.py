@@ -24,7 +24,7 @@ BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from
 
 OPEN_SET_SEED = 0  # of the choice of the people enrolled
 
-MIN_FALSE_MATCHES = 30  # pairs of people that a threshold at a false match rate must rest on
+MIN_FALSE_MATCHES = 30  # pairs of people, or people not enrolled, that a threshold must rest on
 
 WEIGHTS_PER_CHUNK = 100  # limits memory to tens of MB for 1,000 photos
 
@@ -183,7 +183,10 @@ def retrieve(similarity: np.ndarray, people: np.ndarray) -> Retrieval:
 
 
 def fnir_at_fpir(
-    similarity: np.ndarray, query_people: np.ndarray, gallery_people: np.ndarray, fpir: float
+    similarity: np.ndarray,
+    query_people: np.ndarray,
+    gallery_people: np.ndarray,
+    fpir: float,
 ) -> float:
     """Return the false negative identification rate at a false positive identification rate.
 
@@ -201,15 +204,60 @@ def fnir_at_fpir(
     Source: ISO/IEC 19795-1:2021, FPIR and FNIR at rank 1.
     """
     mate, others = best_scores(similarity, query_people, gallery_people)
-    other = others.max(axis=1, initial=-np.inf)
-    inside = mate > -np.inf
     outside = ~np.isin(query_people, gallery_people)
-    false = np.sort(other[outside])[::-1]
-    if len(false) * fpir < 1 or not inside.any():
+    other = others.max(axis=1, initial=-np.inf)
+    return weighted_fnir(mate, other, outside, np.ones(len(mate)), fpir)
+
+
+def weighted_fnir(
+    mate: np.ndarray, other: np.ndarray, outside: np.ndarray, weights: np.ndarray, fpir: float
+) -> float:
+    """Return `fnir_at_fpir` of searches, (N,) each.
+
+    Args:
+        mate: similarity to the best mate; -inf: there is none.
+        other: similarity to the best of the others.
+        outside: whether the person is not enrolled.
+        weights: how often the search counts.
+        fpir: in (0, 1).
+    """
+    inside = mate > -np.inf
+    order = np.flatnonzero(outside)[np.argsort(-other[outside])]
+    searches = np.cumsum(weights[order])
+    if not len(order) or searches[-1] * fpir < 1 or not weights[inside].any():
         return np.nan
-    allowed = np.searchsorted(np.arange(len(false) + 1) / len(false), fpir, side="right") - 1
-    threshold = false[allowed]  # a score must exceed it, so at most `allowed` false ones do
-    return float(1 - ((mate > threshold) & (mate > other))[inside].mean())
+    # a score must exceed that of the first search that would be one too many
+    threshold = other[order][np.argmax(searches / searches[-1] > fpir)]
+    found = (mate > threshold) & (mate > other)
+    return float(1 - np.average(found[inside], weights=weights[inside]))
+
+
+class OpenSetSearch:
+    """The searches in one gallery, from which people may be left out.
+
+    Args:
+        similarity: (N, M) of queries and gallery, one photo per person.
+        query: (N,) number of the person on the photo.
+        gallery: (M,) number of the person on the photo.
+    """
+
+    def __init__(self, similarity: np.ndarray, query: np.ndarray, gallery: np.ndarray) -> None:
+        self.query, self.outside = query, ~np.isin(query, gallery)
+        self.mate, others = best_scores(similarity, query, gallery)
+        ranking = np.argsort(-others, axis=1)
+        nobody = np.full((len(query), 1), -1)  # behind the last of the gallery
+        self._ranked = np.hstack([gallery[ranking], nobody])
+        scores = np.take_along_axis(others, ranking, axis=1)
+        self._scores = np.hstack([scores, np.full(nobody.shape, -np.inf)])
+
+    def fnir(self, weights: np.ndarray, fpir: float) -> float:
+        """Return FNIR at `fpir`; people with weight 0 neither search nor are in the gallery."""
+        kept = np.append(weights > 0, True)  # nobody is the last
+        rows, place = np.arange(len(self.query)), np.zeros(len(self.query), dtype=np.int64)
+        while (left_out := ~kept[self._ranked[rows, place]]).any():
+            place += left_out
+        other = self._scores[rows, place]
+        return weighted_fnir(self.mate, other, self.outside, weights[self.query], fpir)
 
 
 # ----------------------------------------------------------------------------- verification
@@ -457,6 +505,11 @@ class PairScores:
         """The number of people in a gallery of the open-set search."""
         return self.galleries.shape[1] // 2
 
+    @property
+    def n_outside(self) -> int:
+        """The number of people in the open-set search who are not in a gallery."""
+        return self.galleries.shape[1] - self.n_enrolled
+
     def rank_rate(self, k: int) -> PeopleMeasure:
         """Return the fraction of searches with a mate at rank k or better, over all galleries."""
         return people_mean(self.rank_hits(k), self.people, is_rate=True)
@@ -469,17 +522,32 @@ class PairScores:
         hits = rank_hits(self.query_ranks, k)
         return hits if k < self.galleries.shape[1] else np.full_like(hits, np.nan)
 
-    def open_set_fnir(self, fpir: float) -> float:
+    def open_set_fnir(self, fpir: float) -> PeopleMeasure:
         """Return FNIR at `fpir`, averaged over the galleries.
 
         Half of the people of each gallery, drawn at random, are enrolled; the photos that are not
-        in the gallery search for them.
+        in the gallery search for them. A person with weight 0 neither searches nor is enrolled.
+
+        NaN with fewer than `MIN_FALSE_MATCHES` / fpir people outside the galleries, as in
+        `Verification.fnmr_at_fmr`: searches for the same person are not independent.
         """
-        random, rates = np.random.default_rng(OPEN_SET_SEED), []
+        names, person = np.unique(self.all_people, return_inverse=True)
+        random, searches = np.random.default_rng(OPEN_SET_SEED), []
+        counts = np.zeros(len(names))
         for gallery in self.galleries:
             enrolled = random.permutation(gallery)[: self.n_enrolled]
             query = np.setdiff1d(self.photos, gallery)
-            people = self.all_people[query], self.all_people[enrolled]
-            rates.append(fnir_at_fpir(self.similarity[np.ix_(query, enrolled)], *people, fpir))
-        defined = np.array(rates)[~np.isnan(rates)]
-        return float(defined.mean()) if len(defined) else np.nan
+            similarity = self.similarity[np.ix_(query, enrolled)]
+            search = OpenSetSearch(similarity, person[query], person[enrolled])
+            searches.append(search)
+            counts += np.bincount(search.query[~search.outside], minlength=len(names))
+        enough = self.n_outside * fpir >= MIN_FALSE_MATCHES
+
+        def of_weights(weights: np.ndarray) -> np.ndarray:
+            if not enough:
+                return np.full(len(weights), np.nan)
+            rates = np.array([[search.fnir(row, fpir) for search in searches] for row in weights])
+            return ratio(np.nansum(rates, axis=1), (~np.isnan(rates)).sum(axis=1))
+
+        shares = normalised(counts[:, None])
+        return PeopleMeasure(names, of_weights, shares, len(self.photos))

@@ -425,7 +425,8 @@ _ROWS = (
         "fnir_at_fpir_0.01",
         "FNIR at FPIR 1 %",
         "Open-set search: false negative identification rate (enrolled people not found) at the"
-        " threshold where 1 % of the searches for people who are not enrolled return somebody.",
+        " threshold where 1 % of the searches for people who are not enrolled return somebody."
+        " Needs 3,000 people who are not enrolled, so that 30 of them may match falsely.",
         lambda s: s.open_set_fnir(0.01),
         needs="galleries",
         higher_is_better=False,
@@ -435,7 +436,8 @@ _ROWS = (
         "fnir_at_fpir_0.1",
         "FNIR at FPIR 10 %",
         "Open-set search: false negative identification rate (enrolled people not found) at the"
-        " threshold where 10 % of the searches for people who are not enrolled return somebody.",
+        " threshold where 10 % of the searches for people who are not enrolled return somebody."
+        " Needs 300 people who are not enrolled, so that 30 of them may match falsely.",
         lambda s: s.open_set_fnir(0.1),
         needs="galleries",
         higher_is_better=False,
@@ -463,7 +465,7 @@ _ROWS = (
         "n_outside_people",
         "people not enrolled",
         "Number of people who are searched for in the open-set search but not in the gallery.",
-        lambda s: s.galleries.shape[1] - s.n_enrolled,
+        lambda s: s.n_outside,
         needs="galleries",
         unit=COUNT,
         block="open_set",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from data.splits import PROTOCOLS
 from dataset_11k import ASPECTS, TASKS
 from measures.bootstrap import FEW_PEOPLE
+from measures.classes import TEMPERATURE_RANGE, at_bound
 from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT, Measure
 
 NAMES = {"skin_color": "skin colour"}  # where replacing the underscores is not enough
@@ -256,9 +257,24 @@ def describe_evaluation(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def temperature_warning(metrics_tasks: Mapping[str, Any]) -> str:
+    """Return which temperatures are at a bound of their range; empty if none is."""
+    tasks = {task: metrics_tasks[task] for task in classified_tasks(metrics_tasks)}
+    bounded = [task for task, block in tasks.items() if at_bound(block.get("temperature"))]
+    low, high = TEMPERATURE_RANGE
+    return (
+        f"The temperature of {', '.join(map(name_of, bounded))} is at a bound of its range"
+        f" ({low:g} to {high:g}), so the best one may lie outside: do not rely on these"
+        " probabilities."
+        if bounded
+        else ""
+    )
+
+
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """Return the warnings that a reader needs before any number."""
     n_people, cross = metrics.get("n_people", FEW_PEOPLE), metrics.get("cross_hand") or {}
+    temperature = temperature_warning(metrics["tasks"])
     conditions = {
         "Permuted labels: the labels were permuted between people before training. Scores above"
         " chance show that the model recognises people, not the attribute.": metrics.get(
@@ -273,6 +289,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         " error, log loss, Brier score, reliability diagram) are optimistic.": metrics.get(
             "calibrated_on_reported_split"
         ),
+        temperature: temperature,
         "The split file has changed since training, so some of these photos may have been used for"
         " training.": metrics.get("split_as_at_training") is False,
         f"Only {n_people} people: too few to generalise. Confidence intervals from fewer than"

@@ -444,13 +444,16 @@ def test_the_tables_average_folds_and_seeds_and_name_what_is_missing(tmp_path: P
     mean = ((accuracy[0] + accuracy[1]) / 2 + accuracy[2]) / 2
     line = next(line for line in section.splitlines() if "`net` | `dorsal_dr` | `subject" in line)
     assert f"| {100 * mean:.1f}\u00a0% (" in line
-    assert "| constant | identity lookup |" in section
+    assert "constant | identity lookup |" in section
     differences = written["differences"]
     assert set(zip(differences["first"], differences["second"], strict=True)) == {("net", "better")}
     assert set(differences["folds"]) == {"0 1"}
     gender = differences[differences["task"] == "gender"].iloc[0]
     assert gender["difference"] < gender["high"] < 0
-    assert gender["significant"]
+    assert set(differences["seeds"]) == {1}  # in fold 1
+    assert gender["p_value"] < 0.05
+    assert gender["significant"] == (gender["p_value_holm"] < 0.05)
+    assert "Differences with 1 seed of each backbone are between these two trained models" in text
 
 
 def test_rows_of_the_table_can_be_compared_by_name(
@@ -468,7 +471,8 @@ def test_rows_of_the_table_can_be_compared_by_name(
     years = differences[differences["measure"] == "mae_years"].iloc[0]
     assert f"{years['difference']:.1f}\u00a0years" in told
     assert "identity: rank-1" in told
-    assert f"do not include the variation between seeds. {len(differences)} comparisons" in told
+    assert "not include the variation between seeds. Significance has Holm's correction for" in told
+    assert set(differences["seeds"]) == {1}
     for other, reason in {
         "dorsal_dr-paper-net": "different protocols",
         "dorsal_dr-subject-disjoint-net": r"different folds (0; 0 1)",

@@ -15,11 +15,12 @@ from measures.across_runs import (
     average_baselines,
     average_interval,
     in_folds,
+    n_seeds,
     paired_differences,
     same_photos,
     shared_measures,
 )
-from measures.bootstrap import people_balanced_accuracy, people_mean
+from measures.bootstrap import people_balanced_accuracy, people_mean, standard_error
 
 GENDER = ("gender", "balanced_accuracy")
 YEARS = ("age", "mae_years")
@@ -102,6 +103,39 @@ def test_differences_are_paired_over_people(runs: list[Any]) -> None:
     assert found[GENDER].significant
     same = paired_differences(first, first)[GENDER]
     assert (same.value, same.low, same.high, same.significant) == (0, 0, 0, False)
+
+
+def test_three_seeds_add_the_variation_between_them() -> None:
+    """Variances and Satterthwaite's degrees of freedom, written out for two folds."""
+    first, second = (
+        tuple(
+            scored_run(fold, seed, skill=skill)[0] for fold in (0, 1) for seed in range(start, end)
+        )
+        for start, end, skill in ((1, 4, 1.0), (4, 8, 1.5))
+    )
+    assert (n_seeds(first), n_seeds(second), n_seeds(first, second)) == (3, 4, 3)
+    measures = average(first, GENDER), average(second, GENDER)
+    n = 2 * N_PEOPLE  # all have six photos
+    over_people = (measures[0].leave_one_out - measures[1].leave_one_out).var() * (n - 1)
+    terms = [(over_people, n - 1)]
+    for runs, seeds in ((first, 3), (second, 4)):
+        for fold in (0, 1):
+            values = [run.measures[GENDER].value for run in runs if run.fold == fold]
+            terms.append((np.std(values, ddof=1) ** 2 / seeds * 0.5**2, seeds - 1))
+    total = sum(variance for variance, _ in terms)
+    degrees = total**2 / sum(variance**2 / own for variance, own in terms)
+    found = paired_differences(first, second)[GENDER]
+    distance = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(total)
+    assert found.high - found.value == pytest.approx(distance, abs=1e-12)
+    assert found.p_value == pytest.approx(
+        2 * scipy.stats.t.sf(abs(found.value) / np.sqrt(total), degrees), abs=1e-12
+    )
+    fewer = paired_differences(first, second[:-1])[GENDER]
+    assert n_seeds(second[:-1]) == 3
+    without = paired_differences(first[:-1], second)[GENDER]  # two seeds in fold 1: people only
+    error = standard_error(average(first[:-1], GENDER).leave_one_out - measures[1].leave_one_out)
+    assert without.high - without.value == pytest.approx(scipy.stats.t.ppf(0.975, n - 1) * error)
+    assert fewer.high - fewer.value > without.high - without.value
 
 
 def test_photos_are_the_same_if_people_and_frames_are() -> None:

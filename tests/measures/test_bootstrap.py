@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from measures.bootstrap import (
     PeopleMeasure,
     by_group,
+    holm,
     interval_of,
     paired_difference,
     people_average,
@@ -259,6 +260,14 @@ def test_one_person_shows_no_difference() -> None:
     assert found.value == -1
     assert np.isnan([found.low, found.high]).all()
     assert not found.significant
+
+
+def test_holm_multiplies_by_the_comparisons_that_are_left() -> None:
+    found = holm(np.array([0.04, 0.01, np.nan, 0.03, 0.9]))
+    # sorted: .01 x 4, .03 x 3, .04 x 2 (at least the one before), .9 x 1
+    assert found == pytest.approx([0.09, 0.04, np.nan, 0.09, 0.9], nan_ok=True)
+    assert holm(np.array([0.6, 0.6])).tolist() == [1, 1]
+    assert holm(np.empty(0)).shape == (0,)
 
 
 def test_other_people_are_refused() -> None:

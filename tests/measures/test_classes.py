@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 
 from measures.classes import (
     ClassPredictions,
+    at_bound,
     balanced_accuracy,
     batch_mean_balanced_accuracy,
     brier_score,
@@ -282,3 +283,12 @@ def test_the_error_of_a_calibrated_model_is_that_of_labels_drawn_from_it() -> No
         errors.append(expected_calibration_error(true, probabilities))
     assert calibrated_error(probabilities) == pytest.approx(np.mean(errors), rel=0.04)
     assert calibrated_error(np.eye(2)) == 0
+
+
+def test_a_fit_that_ends_at_a_bound_is_told_from_one_inside() -> None:
+    true, confident = np.array([0, 1]), np.array([[500.0, 0], [499, 0]])  # one right, one wrong
+    assert at_bound(fit_temperature(confident, true))
+    assert not at_bound(fit_temperature(np.array([[5.0, 0], [4, 0], [1, 0]]), np.array([0, 1, 0])))
+    assert at_bound(0.05)
+    assert not at_bound(1.0)
+    assert not at_bound(None)

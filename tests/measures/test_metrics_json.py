@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from dataset_11k import TASKS, Task
-from measures import metrics_json
+from measures import metrics_json, pairs
 from measures.bootstrap import people_mean
 from measures.classes import balanced_accuracy
 from measures.likelihood_ratio import ScoreCalibration, fit_calibration
@@ -246,8 +246,11 @@ def test_predictions_are_those_of_known_classes(paper: Arrays) -> None:
 # ----------------------------------------------------------------------------- pairs
 
 
-def test_open_set_is_the_mean_over_halves_of_the_galleries(disjoint: Arrays) -> None:
-    scores = pair_scores(disjoint, 0)
+def test_open_set_is_the_mean_over_halves_of_the_galleries(
+    disjoint: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).standard_normal(disjoint["embedding"].shape)
+    scores = pair_scores({**disjoint, "embedding": disjoint["embedding"] + 2 * noise}, 0)
     random, expected = np.random.default_rng(OPEN_SET_SEED), []
     people, galleries = disjoint["people"], disjoint["galleries"]
     for gallery in galleries:
@@ -255,8 +258,22 @@ def test_open_set_is_the_mean_over_halves_of_the_galleries(disjoint: Arrays) -> 
         query = np.array([row for row in range(len(people)) if row not in gallery])
         part = scores.similarity[np.ix_(query, enrolled)]
         expected.append(fnir_at_fpir(part, people[query], people[enrolled], 0.3))
-    assert scores.open_set_fnir(0.3) == pytest.approx(np.mean(expected))
-    assert math.isnan(scores.open_set_fnir(0.01))  # 1 % of fewer than 100 searches
+    monkeypatch.setattr(pairs, "MIN_FALSE_MATCHES", 0.5)
+    measure = scores.open_set_fnir(0.3)
+    assert measure.value == pytest.approx(np.mean(expected))
+    assert measure.shares.sum() == pytest.approx(1)
+    for place, person in enumerate(measure.people):
+        random, expected = np.random.default_rng(OPEN_SET_SEED), []
+        for gallery in disjoint["galleries"]:
+            enrolled = random.permutation(gallery)[: len(gallery) // 2]
+            query = np.setdiff1d(np.arange(len(people)), gallery)
+            enrolled, query = (rows[people[rows] != person] for rows in (enrolled, query))
+            part = scores.similarity[np.ix_(query, enrolled)]
+            expected.append(fnir_at_fpir(part, people[query], people[enrolled], 0.3))
+        assert measure.leave_one_out[place] == pytest.approx(np.nanmean(expected), nan_ok=True)
+    assert measure.leave_one_out.std() > 0
+    monkeypatch.setattr(pairs, "MIN_FALSE_MATCHES", scores.n_outside * 0.3 + 0.1)
+    assert math.isnan(scores.open_set_fnir(0.3).value)  # one error rests on too few people
 
 
 @pytest.mark.parametrize("kind", ["all_pairs", "beyond_2_frames"])

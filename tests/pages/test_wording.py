@@ -108,6 +108,10 @@ def metrics(**changes: Any) -> dict[str, Any]:
         ({"split": "train"}, "used for training"),
         ({"selected_on_reported_split": True}, "epoch was selected on this split"),
         ({"calibrated_on_reported_split": True}, "temperature was fitted on this split"),
+        (
+            {"tasks": {"gender": {"n_images": 9, "temperature": 19.99999}}},
+            "temperature of gender is at a bound of its range (0.05 to 20)",
+        ),
         ({"split_as_at_training": False}, "changed since training"),
         ({"n_people": 9}, "Only 9 people"),
         (
@@ -121,6 +125,8 @@ def test_each_warning_is_given_when_it_holds_and_only_then(
 ) -> None:
     assert wording.warnings(metrics(split_as_at_training=True, n_people=10)) == []
     assert wording.warnings(metrics(split_as_at_training=None, cross_hand=None)) == []
+    inside = {"gender": {"n_images": 9, "temperature": 19.9}, "age": None}
+    assert wording.warnings(metrics(tasks=inside)) == []
     found = wording.warnings(metrics(**changes))
     assert len(found) == 1
     assert warning in found[0]
