@@ -21,7 +21,7 @@ from measures.bootstrap import (
     interval_of,
     paired_difference,
 )
-from measures.classes import ClassPredictions
+from measures.classes import ClassPredictions, class_means
 from measures.pairs import (
     PairScores,
     cosine_similarity,
@@ -212,6 +212,7 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
         "n_images": len(predictions.true),
         "n_classes": len(np.unique(predictions.true)),
         **to_block(results),
+        "people_per_class": people_per_class(predictions, TASKS[task].classes),
         "temperature": predictions.temperature,
         "before_temperature": {key: to_value(result) for key, result in uncalibrated.items()},
         "baselines": {
@@ -225,6 +226,31 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
             {grouping: labels[known] for grouping, labels in read_groups(arrays).items()},
         ),
     }
+
+
+def people_per_class(
+    predictions: ClassPredictions, names: Sequence[str] | None
+) -> dict[str, dict[str, int]] | None:
+    """Return the people of each class that occurs, and how many have most photos right.
+
+    None if all classes have at least `FEW_PEOPLE` people, or are people. Recall of a class of few
+    people depends on so few that no interval covers it.
+
+    Args:
+        predictions: of a task.
+        names: of its classes; None: they are people.
+    """
+    if names is None:
+        return None
+    found = {}
+    for label in np.unique(predictions.true):
+        rows = predictions.true == label
+        people, person = np.unique(predictions.people[rows], return_inverse=True)
+        right = class_means(predictions.predicted[rows] == label, person, len(people))
+        n_right = int((right > 0.5).sum())
+        found[names[label]] = {"n_people": len(people), "n_mostly_right": n_right}
+    few = any(count["n_people"] < FEW_PEOPLE for count in found.values())
+    return found if few else None
 
 
 def compute_differences(

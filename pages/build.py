@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from data.tables import photo_names
 from dataset_11k import TASKS, open_photo
 from engine.checkpoint import best_checkpoint, check_types, read_epochs, read_run
+from measures.bootstrap import FEW_PEOPLE
 from measures.metrics_json import class_predictions
 from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT
 from pages import charts, wording
@@ -194,6 +195,22 @@ def measure_table(caption: str, blocks: Mapping[str, Mapping[str, Any]]) -> Tabl
                 cells.append(f"{measure.unit.format(value)}{f' ({ends})' if ends != '–' else ''}")
             rows.append([f"{start}{measure.name}", *cells])
     return Table(caption, ["95 % confidence interval in brackets", *map(name_of, blocks)], rows)
+
+
+def class_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
+    """Return the people of each class, of the tasks in which a class has few."""
+    return [
+        Table(
+            f"{capitalize(name_of(task))}: people of each class",
+            ["class", "people", "people with most photos correct"],
+            [
+                [name, str(count["n_people"]), str(count["n_mostly_right"])]
+                for name, count in block["people_per_class"].items()
+            ],
+        )
+        for task, block in metrics_tasks.items()
+        if block and block.get("people_per_class")
+    ]
 
 
 def people_tables(results: Results) -> tuple[Table, Table]:
@@ -422,6 +439,8 @@ def report_context(
         )
         if results.tasks
         else None,
+        "few_people": FEW_PEOPLE,
+        "class_tables": class_tables(metrics_tasks),
         "pair_measures": measure_table("All measures of pairs of photos", kinds) if kinds else None,
         "charts": report_charts(results),
         "worst": worst,

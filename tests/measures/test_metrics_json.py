@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from measures.metrics_json import (
     compute_metrics,
     headline_measures,
     pair_scores,
+    people_per_class,
     to_json,
 )
 from measures.pairs import OPEN_SET_SEED, fnir_at_fpir
@@ -241,6 +243,24 @@ def test_predictions_are_those_of_known_classes(paper: Arrays) -> None:
     assert np.array_equal(found.ages, paper["age_years"][1::2])
     assert not found.classes_are_people
     assert class_predictions(paper, "identity").classes_are_people
+
+
+def test_people_of_classes_are_counted_where_a_class_has_few(paper: Arrays) -> None:
+    old = 9  # people; the other class has 12
+    person = np.repeat([f"p{i:02}" for i in range(old + 12)], 4)
+    true = (np.arange(len(person)) // 4 >= old).astype(np.int64)
+    right = np.ones(len(person), dtype=bool)
+    right[:2] = right[4:7] = right[40:44] = False  # half right, one of four right, none right
+    predicted = np.where(right, true, 1 - true)
+    found = class_predictions(paper, "gender")
+    found = replace(found, true=true, people=person, logits=np.eye(2)[predicted])
+    assert people_per_class(found, ["old", "young"]) == {
+        "old": {"n_people": 9, "n_mostly_right": 7},
+        "young": {"n_people": 12, "n_mostly_right": 11},
+    }
+    enough = replace(found, people=np.arange(len(person)).astype(str))
+    assert people_per_class(enough, ["old", "young"]) is None
+    assert people_per_class(found, None) is None
 
 
 # ----------------------------------------------------------------------------- pairs

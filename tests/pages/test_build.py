@@ -106,6 +106,8 @@ def test_a_report_has_every_section_and_its_pictures(tmp_path: Path) -> None:
     for sentence in (
         "72 photos of 12 people, aspect dorsal_dr (dorsal right), val split of protocol paper.",
         "Half of the photos train.",
+        "No interval covers a class of fewer than 10 people",
+        "Gender: people of each class",
         "The epoch was selected on this split, so the scores are optimistic.",
         "a frame of the same person at most 2 away 90.0 %",
         "The people on these photos were seen in training.",
