@@ -295,7 +295,10 @@ def find_evaluation(run: PlannedRun) -> EvaluatedRun | None:
     if best is None or not (run.added or last >= run.settings["N_epochs"]):
         return None
     split = PROTOCOLS[run.cell.protocol].splits[-1]
-    found = read_evaluation(run.cell, evaluation_dir(best, run.cell.aspect, split))
+    folder = evaluation_dir(best, run.cell.aspect, split)
+    if not run.added and not (folder / "report.html").is_file():  # test.py writes it last
+        return None
+    found = read_evaluation(run.cell, folder)
     return found if found and found.metrics["checkpoint"] == best.name else None
 
 
