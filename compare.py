@@ -68,7 +68,7 @@ from measures.across_runs import (
     same_photos,
     shared_measures,
 )
-from measures.bootstrap import CONFIDENCE, Difference, Interval, holm
+from measures.intervals import CONFIDENCE, Difference, Interval, holm
 from measures.metrics_json import headline_measures
 from measures.registry import BASELINES, MEASURES
 from pages.figures import save_figure

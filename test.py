@@ -54,8 +54,8 @@ from engine.loop import (
     load_predictor,
     predict_split,
 )
-from measures.bootstrap import CONFIDENCE, INTERVAL_METHOD
 from measures.classes import softmax
+from measures.intervals import CONFIDENCE, INTERVAL_METHOD
 from measures.metrics_json import (
     MAX_COMPARED_PHOTOS,
     compute_metrics,

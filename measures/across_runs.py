@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from measures.bootstrap import (
+from measures.intervals import (
     Difference,
     Interval,
     PeopleMeasure,

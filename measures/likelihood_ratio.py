@@ -14,8 +14,8 @@ from scipy.sparse import csr_array
 from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import LogisticRegression
 
-from measures.bootstrap import PeopleMeasure, normalised
 from measures.classes import ratio
+from measures.intervals import PeopleMeasure, normalised
 
 ELUB_STEP = 0.01  # accuracy of the bounds, in log10(LR)
 

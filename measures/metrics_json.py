@@ -14,14 +14,14 @@ import numpy as np
 
 from dataset_11k import TASKS
 from measures.baselines import baseline_embeddings, compute_baselines
-from measures.bootstrap import (
+from measures.classes import ClassPredictions, class_means
+from measures.intervals import (
     FEW_PEOPLE,
     PeopleMeasure,
     by_group,
     interval_of,
     paired_difference,
 )
-from measures.classes import ClassPredictions, class_means
 from measures.pairs import (
     PairScores,
     cosine_similarity,

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from measures.bootstrap import PeopleMeasure, normalised, people_mean
 from measures.classes import ratio
+from measures.intervals import PeopleMeasure, normalised, people_mean
 from measures.likelihood_ratio import CrossCalibration, cross_calibrate, people_misleading
 
 BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from one video

@@ -13,7 +13,7 @@ galleries      the same, where galleries were drawn (unseen people)
 distractors    the same, where the galleries are also extended by distractors
 calibration    the same, of unseen people, if they are enough to calibrate likelihood ratios
 
-The function returns a number, or a `bootstrap.PeopleMeasure`, which adds a 95 % confidence interval
+The function returns a number, or a `intervals.PeopleMeasure`, which adds a 95 % confidence interval
 over people. Only the latter can be a headline.
 """
 
@@ -28,7 +28,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from dataset_11k import TASKS
 from measures import classes, likelihood_ratio, pairs
-from measures.bootstrap import (
+from measures.intervals import (
     effective_number,
     people_balanced_accuracy,
     people_mean,
@@ -89,7 +89,7 @@ class Measure:
     key: in metrics.json, results.csv.
     name: as printed.
     explanation: one or two sentences: what it is, and which values are good.
-    function: returns the value, or, of a headline, a `bootstrap.PeopleMeasure`.
+    function: returns the value, or, of a headline, a `intervals.PeopleMeasure`.
     needs: see the docstring of this module.
     headline: gets differences to baselines and values by group besides its interval.
     block: key of the nested object in metrics.json that holds it; empty: none.

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from data.tables import photo_names
 from dataset_11k import TASKS, open_photo
 from engine.checkpoint import best_checkpoint, check_types, read_epochs, read_run
-from measures.bootstrap import FEW_PEOPLE
+from measures.intervals import FEW_PEOPLE
 from measures.metrics_json import class_predictions
 from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT
 from pages import charts, wording

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from dataset_11k import TASKS
-from measures.bootstrap import FEW_PEOPLE
 from measures.classes import ClassPredictions, cmc, reliability, true_ranks
+from measures.intervals import FEW_PEOPLE
 from measures.likelihood_ratio import (
     describe_support,
     devpav,

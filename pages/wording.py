@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from data.splits import PROTOCOLS
 from dataset_11k import ASPECTS, TASKS
-from measures.bootstrap import FEW_PEOPLE
 from measures.classes import TEMPERATURE_RANGE, at_bound
+from measures.intervals import FEW_PEOPLE
 from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT, Measure
 
 NAMES = {"skin_color": "skin colour"}  # where replacing the underscores is not enough

@@ -30,7 +30,7 @@ from compare import Cell, EvaluatedRun
 from data.splits import PROTOCOLS
 from dataset_11k import AGE_GROUPS, GENDERS, TASKS
 from measures import registry
-from measures.bootstrap import people_mean
+from measures.intervals import people_mean
 from measures.metrics_json import compute_metrics, to_json
 from measures.registry import MEASURES, Measure
 from utils import UserError, logger

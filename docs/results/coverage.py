@@ -26,8 +26,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from measures.bootstrap import Interval, interval_of, people_average  # noqa: E402
 from measures.classes import expected_age, softmax  # noqa: E402
+from measures.intervals import Interval, interval_of, people_average  # noqa: E402
 from measures.metrics_json import headline_measures  # noqa: E402
 from measures.pairs import cosine_similarity  # noqa: E402
 from measures.registry import MEASURES  # noqa: E402

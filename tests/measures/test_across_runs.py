@@ -20,7 +20,7 @@ from measures.across_runs import (
     same_photos,
     shared_measures,
 )
-from measures.bootstrap import people_balanced_accuracy, people_mean, standard_error
+from measures.intervals import people_balanced_accuracy, people_mean, standard_error
 
 GENDER = ("gender", "balanced_accuracy")
 YEARS = ("age", "mae_years")

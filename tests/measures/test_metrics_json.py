@@ -16,8 +16,8 @@ from sklearn.metrics import balanced_accuracy_score
 
 from dataset_11k import TASKS, Task
 from measures import metrics_json, pairs
-from measures.bootstrap import people_mean
 from measures.classes import balanced_accuracy
+from measures.intervals import people_mean
 from measures.likelihood_ratio import ScoreCalibration, fit_calibration
 from measures.metrics_json import (
     class_predictions,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_curve
 
-from measures.bootstrap import interval_of
+from measures.intervals import interval_of
 from measures.pairs import (
     PairScores,
     Verification,

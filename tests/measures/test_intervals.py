@@ -1,4 +1,4 @@
-"""bootstrap.py: weights of people against repeated photos, intervals against plain loops."""
+"""intervals.py: weights of people against repeated photos, intervals against plain loops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from measures.bootstrap import (
+from measures.classes import balanced_accuracy
+from measures.intervals import (
     PeopleMeasure,
     by_group,
     holm,
@@ -20,7 +21,6 @@ from measures.bootstrap import (
     people_mean,
     people_roc_auc,
 )
-from measures.classes import balanced_accuracy
 from measures.pairs import Verification, compare_all
 
 RANDOM = np.random.default_rng(3)
