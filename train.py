@@ -701,7 +701,7 @@ def print_result(run: TrainingRun, config: TrainConfig, data: Data) -> None:
     """Print the best epoch, and the commands that evaluate it and draw the curves."""
     best = best_checkpoint(run.folder)
     if best is None:  # resumed from a later checkpoint alone
-        print(f"the best epoch is still {run.best_epoch}; its checkpoint is not in {run.folder}")
+        print(f"best epoch {run.best_epoch}, whose checkpoint is missing from {run.folder}")
         return
     scores = describe_scores(describe_checkpoint(best)["metrics"])
     print(f"best epoch {run.best_epoch} on val: {scores}")

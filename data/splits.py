@@ -89,11 +89,11 @@ def describe_overlap(samples: pd.DataFrame, train: pd.DataFrame, split: str) -> 
     people = set(samples["id"])
     known = people & set(train["id"])
     if not known:
-        meaning = "identity cannot be classified, gender and age are scored on unseen people"
+        meaning = "all are unseen, so identity cannot be classified"
     elif known == people:
-        meaning = "the scores hold for people in train and say nothing about unseen people"
+        meaning = "the scores apply to people in train only, not to unseen people"
     else:
-        meaning = "the scores mix people in train and unseen people, whose identity is never right"
+        meaning = "the others are unseen, and their identity is never right"
     return f"{len(known)} of {len(people)} {split} people are in train: {meaning}"
 
 

@@ -46,7 +46,10 @@ def available_amp(stored: str, device: torch.device) -> str:
     if stored in (*native.get(device.type, ("off",)), resolve_amp("auto", device)):
         return stored
     found = resolve_amp("auto", device)
-    logger.warning("%s of the training is not native to this %s: %s", stored, device.type, found)
+    logger.warning(
+        "this %s does not support the precision of the training (%s) natively; using %s",
+        *(device.type, stored, found),
+    )
     return found
 
 

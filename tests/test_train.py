@@ -712,7 +712,7 @@ def test_a_checkpoint_alone_is_enough_to_resume(
     alone.parent.mkdir()
     shutil.copyfile(finished / alone.name, alone)
     assert resume(alone, N_epochs=4) == 0
-    assert "the best epoch is still 1; its checkpoint is not in" in capsys.readouterr().out
+    assert "best epoch 1, whose checkpoint is missing from" in capsys.readouterr().out
     assert resume(alone.parent, N_epochs=5) == 0  # by now it is a run's folder
     assert [record["epoch"] for record in read_epochs(alone.parent)] == [4, 5]
 
@@ -949,7 +949,7 @@ def test_a_stored_precision_that_the_machine_lacks_is_resolved_again(
         stored["config"]["device"] = "cuda"
     torch.save(state, path)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    warning = "fp16 of the training is not native to this cpu: "
+    warning = "cpu does not support the precision of the training (fp16) natively"
     load_predictor(state, device="cpu", amp=None, batch_size=None)
     with pytest.raises(UserError, match="--amp fp16 needs CUDA"):
         load_predictor(state, device="cpu", amp="fp16", batch_size=None)
