@@ -34,7 +34,7 @@ def compute_features(
     """Return the features of photos by name of `measures.baselines.FEATURES`.
 
     thumbnail: (N, 8, 8, 3) uint8. imagenet: (N, D) float32, absent without the weights that the
-    training started from. Both are cached like decoded photos, unless the training did not.
+    training started from. Both are cached if `config["cache"]` is set.
 
     Args:
         samples: N photos, as `data.tables.read_samples` returns them.

@@ -1,10 +1,11 @@
-"""Baselines that learn nothing from hands: predictions and embeddings that results must beat.
+"""Baselines: predictions and embeddings that results are compared with.
 
 `compute_baselines` predicts the classes of a task, `baseline_embeddings` returns what pairs of
 photos are compared by. Features of a photo are its thumbnail (8x8 pixels) and the output of the
-backbone before any training on hands (ImageNet weights). They come from predictions.npz as
-`<name>` (N, D) and `training_<name>` (M, D), names of `FEATURES`; a baseline whose arrays are
-absent is left out.
+backbone before any training on hands (ImageNet weights). Logistic regressions and whitening are
+fitted on train; identity_lookup and embedding_nearest use the trained model. Features come from
+predictions.npz as `<name>` (N, D) and `training_<name>` (M, D), names of `FEATURES`; a baseline
+whose arrays are absent is left out.
 """
 
 from __future__ import annotations

@@ -196,8 +196,7 @@ def verdict(line: Headline) -> str:
     if line.low == line.high:
         flat = "No single person changes this value, so its interval has no width. "
     elif line.measure.unit.is_percent and line.value in (0, 1):
-        people = f"{line.n_people} people without an error"
-        flat = f"The interval is one-sided: the 95 % limit after {people}. "
+        flat = "The value is at the end of its range, so the interval is a one-sided 95 % limit. "
     best = line.best_baseline
     if not best:
         return f"{flat}No baseline applies."
@@ -205,16 +204,20 @@ def verdict(line: Headline) -> str:
     if is_better(line):
         return f"{flat}Better than every baseline; the strongest is {named}."
     few = f": fewer than {FEW_PEOPLE} people" if line.n_people < FEW_PEOPLE else ""
-    others = sum(not beats(line, key) for key in line.baselines if key != best)
-    also = f" (nor than {others} other{'s' * (others > 1)})" if others and not few else ""
-    return f"{flat}Not shown to be better than the strongest baseline, {named}{also}{few}."
+    if few:
+        return f"{flat}Not compared with baselines{few}. The strongest is {named}."
+    missed = sum(not beats(line, key) for key in line.baselines)
+    return (
+        f"{flat}Not shown to be better than {missed} of {len(line.baselines)} baselines; the"
+        f" strongest is {named}."
+    )
 
 
 def summary(lines: Sequence[Headline]) -> str:
     """Return which headline numbers are shown to be better than every baseline."""
     sentences = []
     for wanted, start in (
-        (True, "Better than every baseline (95 % confidence)"),
+        (True, "Better than every baseline (95 % confidence in each comparison)"),
         (False, "Not shown to be better than every baseline"),
     ):
         named = [f"{line.name} {line.text}" for line in lines if is_better(line) is wanted]
@@ -309,15 +312,16 @@ def explain_baselines(unseen: bool) -> str:
     """
     if unseen:
         return (
-            "Nobody on these photos was seen in training. A score is a result of training on hands"
-            " only if it is better than every baseline: thumbnails of 8x8 pixels and ImageNet"
-            " features contain no training on hands, and the constant looks at no photo."
+            "Nobody on these photos was seen in training. Only a score better than every baseline"
+            " shows a benefit of training the network on hands. Thumbnails of 8x8 pixels and ImageNet features are not"
+            " trained on hands; logistic regression and whitening are fitted on training photos."
+            " The constant uses no photo."
         )
     return (
         "The people on these photos were seen in training. Identity lookup predicts the other"
         " attributes from the predicted people alone: a score no better than it can be explained by"
-        " recognising people. Thumbnails of 8x8 pixels and ImageNet features contain no training on"
-        " hands."
+        " recognising people. Thumbnails of 8x8 pixels and ImageNet features are not trained on"
+        " hands; logistic regressions on them are fitted on training photos."
     )
 
 

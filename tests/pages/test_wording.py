@@ -64,16 +64,14 @@ def test_the_best_baseline_is_the_one_hardest_to_beat() -> None:
     years = line("mae_years", 2.0, (1.0, 3.0), constant=5.0, identity_lookup=2.5)
     assert years.best_baseline == "identity_lookup"
     verdict = wording.verdict(rates)
-    assert verdict.startswith(
-        "Not shown to be better than the strongest baseline, identity lookup (85"
-    )
+    assert verdict.startswith("Not shown to be better than 1 of 2 baselines; the strongest is")
     beaten = rates._replace(low=0.86)
     assert wording.verdict(beaten).startswith(
         "Better than every baseline; the strongest is identity"
     )
     hidden = beaten._replace(differences={"constant": (-0.1, 0.9)})
     assert wording.is_better(hidden) is False  # a baseline with a lower value is not beaten
-    assert "(nor than 1 other)" in wording.verdict(rates._replace(low=0.4))
+    assert "than 2 of 2 baselines" in wording.verdict(rates._replace(low=0.4))
 
 
 def test_no_interval_no_baseline_and_no_width_are_said() -> None:
@@ -82,7 +80,7 @@ def test_no_interval_no_baseline_and_no_width_are_said() -> None:
     flat = line("balanced_accuracy", 0.5, (0.5, 0.5), chance=0.5)
     assert "no width" in wording.verdict(flat)
     perfect = line("roc_auc", 1.0, (0.8, 1.0), chance=0.5)
-    assert "one-sided: the 95 % limit after 20 people without an error" in wording.verdict(perfect)
+    assert "is a one-sided 95 % limit" in wording.verdict(perfect)
     assert wording.is_better(line("mAP", 0.1, (0.0, 0.2))) is None
     assert wording.summary([]) == "No result can be compared with a baseline."
 
