@@ -313,8 +313,8 @@ def explain_baselines(unseen: bool) -> str:
     if unseen:
         return (
             "Nobody on these photos was seen in training. Only a score better than every baseline"
-            " shows a benefit of training the network on hands. Thumbnails of 8x8 pixels and ImageNet"
-            " features are not trained on hands; logistic regression and whitening are fitted on"
+            " shows a benefit of training the network on hands. Thumbnails of 8x8 pixels and"
+            " ImageNet features are not trained on hands; logistic regression and whitening are fitted on"
             " training photos. The constant uses no photo."
         )
     return (
