@@ -154,7 +154,7 @@ def logistic_logits(
     weights *= len(labels) / len(present) / np.bincount(labels, weights)[labels]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=1000))
     model.fit(training, labels, logisticregression__sample_weight=weights)
-    logits[:, present] = model.predict_log_proba(evaluated)
+    logits[:, present] = to_logits(model.predict_proba(evaluated))
     return logits
 
 

@@ -314,8 +314,8 @@ def explain_baselines(unseen: bool) -> str:
         return (
             "Nobody on these photos was seen in training. Only a score better than every baseline"
             " shows a benefit of training the network on hands. Thumbnails of 8x8 pixels and"
-            " ImageNet features are not trained on hands; logistic regression and whitening are fitted on"
-            " training photos. The constant uses no photo."
+            " ImageNet features are not trained on hands; logistic regression and whitening are"
+            " fitted on training photos. The constant uses no photo."
         )
     return (
         "The people on these photos were seen in training. Identity lookup predicts the other"
