@@ -119,23 +119,23 @@ def build_once(path: Path, build: Callable[[], None]) -> None:
 
 
 def cached_features(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array in a cache file, or compute and store it.
+    """Return the array in a cache file; if it is absent or damaged, compute and store it.
 
-    Without room or permission on the disk it is computed each time.
+    Without room or permission on the disk it logs a warning, and the array is computed each time.
     """
-
-    def write() -> None:
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.save(file, compute())
-
+    with suppress(OSError, ValueError, EOFError):
+        found = np.load(path)
+        with suppress(OSError):  # the folder may be read-only
+            os.utime(path)  # for `prune`
+        return found
+    found = compute()
     try:
-        build_once(path, write)
-        return np.load(path)
-    except (ValueError, EOFError):  # a damaged file
-        path.unlink(missing_ok=True)
-        return compute()
-    except (OSError, NotImplementedError):
-        return compute()
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
+        prune(path.parent)
+    except (OSError, UserError) as error:
+        logger.warning("no cache in %s: %s. Features are computed each time", path.parent, error)
+    return found
 
 
 def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Iterator[np.ndarray]:

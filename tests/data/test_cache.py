@@ -22,7 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from data import cache
-from data.cache import attach_cache, cache_path, copy_to_device
+from data.cache import attach_cache, cache_path, cached_features, copy_to_device
 from dataset_11k import HandsDataset, LabelSpace, PhotoReader
 from utils import UserError
 
@@ -252,3 +252,26 @@ def test_photos_are_copied_to_the_gpu(folder: Path, tmp_path: Path) -> None:
     assert dataset.resident is not None
     for row, photo in enumerate(dataset.resident.cpu().numpy()):
         np.testing.assert_array_equal(photo, dataset.cached[row])  # type: ignore[index]
+
+
+def test_features_are_computed_once_and_without_a_disk_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("igae"), "propagate", True)
+    calls: list[int] = []
+
+    def compute() -> np.ndarray:
+        calls.append(1)
+        return np.arange(3.0)
+
+    for _ in range(2):
+        assert cached_features(tmp_path / "cache" / "f.npy", compute).tolist() == [0, 1, 2]
+    assert len(calls) == 1
+    (tmp_path / "cache" / "f.npy").write_bytes(b"damaged")
+    for _ in range(2):
+        assert cached_features(tmp_path / "cache" / "f.npy", compute).tolist() == [0, 1, 2]
+    assert len(calls) == 2
+    (tmp_path / "file").touch()  # where the folder should be
+    assert cached_features(tmp_path / "file" / "f.npy", compute).tolist() == [0, 1, 2]
+    assert len(calls) == 3
+    assert "Features are computed each time" in caplog.text
