@@ -1,4 +1,4 @@
-"""IGAE-Net: a timm backbone whose pooled feature (embedding) feeds one linear head per task.
+"""IGAE-Net: a timm backbone whose pooled features (embedding) feed one linear head per task.
 
 `BACKBONES` has the paper's names; any other name is timm's own. Weights come from the Hugging Face
 hub, its local cache, or a file.
@@ -25,6 +25,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from timm.layers import NormMlpClassifierHead
 from torch import Tensor, nn
+from torch.nn import functional
 
 from utils import UserError, logger
 
@@ -99,9 +100,38 @@ def pretrained_config(model_or_tag: nn.Module | str) -> dict[str, Any]:
     return dict(vars(model_or_tag)["pretrained_cfg"])
 
 
+VARIANCE_EPS = 1e-6  # the root of 0 has no gradient
+
+
+def lower_levels(model: Any) -> list[int]:
+    """Return timm's indices of the maps that `pool_levels` adds to the pooled last map.
+
+    These are the three before it with other strides (4, 8 and 16 in most models), or in a ViT those
+    after a quarter, a half and three quarters of the blocks.
+    """
+    n, strides = len(model.feature_info), {level["reduction"] for level in model.feature_info}
+    return list(range(n - 1))[-3:] if len(strides) > 1 else [n * k // 4 - 1 for k in (1, 2, 3)]
+
+
+def pool_levels(model: Any, images: Tensor) -> list[Tensor]:
+    """Return a timm model's pooled feature, then mean and deviation of lower maps, level by level.
+
+    Lower maps show texture, such as that of skin and knuckles, which the last one has lost.
+
+    Returns:
+        (N, D_i) float32 each, of length 1.
+    """
+    last, maps = model.forward_intermediates(images, indices=lower_levels(model), output_fmt="NCHW")
+    pooled = [model.forward_head(last).float()]
+    for level in maps:
+        variance, mean = torch.var_mean(level.float(), dim=(2, 3), correction=0)
+        pooled += [mean, (variance + VARIANCE_EPS).sqrt()]
+    return [functional.normalize(part) for part in pooled]
+
+
 @torch.no_grad()
-def embedding_width(name: str, image_size: int) -> int:
-    """Return the dimension of the backbone's embedding.
+def feature_widths(name: str, image_size: int, *, multi_level: bool = False) -> list[int]:
+    """Return the dimensions of the parts of the backbone's pooled features (`pool_levels`).
 
     Shapes are computed on the meta device, without arithmetic, if timm's model allows it.
 
@@ -110,27 +140,29 @@ def embedding_width(name: str, image_size: int) -> int:
     """
     backbone = find_backbone(name)
 
-    def width(size: int, device: str = "meta") -> int:
+    def widths(size: int, device: str = "meta") -> list[int]:
         try:
             with torch.device(device):
                 model = create_timm_model(backbone, image_size=size, drop_path=0).eval()
                 take_norm_from_head(model)
-                return model(torch.zeros(2, 3, size, size)).shape[1]
+                images = torch.zeros(2, 3, size, size)
+                parts = pool_levels(model, images) if multi_level else [model(images)]
+                return [part.shape[1] for part in parts]
         except RuntimeError as error:
             if device == "meta" and "meta" in str(error):  # older timm reads tensors back
-                return width(size, "cpu")
+                return widths(size, "cpu")
             raise
 
     refusals = (AssertionError, RuntimeError, ValueError)
     try:
-        return width(image_size)
+        return widths(image_size)
     except refusals as error:
         reason = " ".join(str(error).split())[:120]
         nearest = max(32, round(image_size / 32) * 32)
         default = pretrained_config(backbone.tag)["input_size"][-1]
         for size in (nearest, nearest + 32, nearest - 32, default):
             try:
-                width(size)
+                widths(size)
             except refusals:
                 continue
             message = f"backbone {name} does not support --image_size {image_size} ({reason})"
@@ -294,7 +326,7 @@ def enable_grad_checkpointing(model: Any, name: str) -> None:
 
 
 class IGAENet(nn.Module):
-    """A backbone whose pooled feature feeds one linear head per task.
+    """A backbone whose pooled features feed one linear head per task.
 
     Args:
         backbone: a key of `BACKBONES`, or any timm model's name.
@@ -303,6 +335,9 @@ class IGAENet(nn.Module):
         backbone_weights: a file to start from instead.
         allow_partial_weights: ignore tensors of that file that do not fit.
         image_size: side of the square images in pixels.
+        multi_level: pool maps of several depths (`pool_levels`), not the last alone.
+        neck: dimension of a linear layer between backbone and heads, which is then the embedding;
+            0: none.
         drop_path: largest probability of dropping a residual branch; None: as in `BACKBONES`.
         grad_checkpointing: recompute activations in the backward pass to save memory.
 
@@ -319,13 +354,17 @@ class IGAENet(nn.Module):
         backbone_weights: Path | None = None,
         allow_partial_weights: bool = False,
         image_size: int = 224,
+        multi_level: bool = False,
+        neck: int = 0,
         drop_path: float | None = None,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.is_frozen = False
+        self.multi_level = multi_level
         chosen = find_backbone(backbone)
-        width = embedding_width(backbone, image_size)
+        self.feature_widths = feature_widths(backbone, image_size, multi_level=multi_level)
+        width = sum(self.feature_widths)
         depth = chosen.drop_path if drop_path is None else drop_path
         create = create_pretrained if pretrained and not backbone_weights else create_timm_model
         self.backbone = create(chosen, image_size=image_size, drop_path=depth)
@@ -336,6 +375,9 @@ class IGAENet(nn.Module):
         if grad_checkpointing:
             enable_grad_checkpointing(self.backbone, backbone)
         body = take_norm_from_head(self.backbone)
+        self.neck: nn.Module = nn.Identity()
+        if neck:
+            self.neck, body, width = nn.Linear(width, neck), [], neck
         hidden = [layer.out_features for layer in body if isinstance(layer, nn.Linear)]
         self.heads = nn.ModuleDict(
             {
@@ -360,7 +402,13 @@ class IGAENet(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Return embeddings, (N, D), of `images`, (N, 3, H, W) float32 normalised."""
-        return self.backbone(images)
+        return self.neck(self.pool(images))
+
+    def pool(self, images: Tensor) -> Tensor:
+        """Return what the neck transforms: the backbone's pooled features, (N, D)."""
+        if not self.multi_level:
+            return self.backbone(images)
+        return torch.cat(pool_levels(self.backbone, images), dim=1)
 
     def classify(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Return logits[task], (N, n_classes[task]), before softmax, from `embed`'s result."""
@@ -375,9 +423,10 @@ class IGAENet(nn.Module):
 def parameter_groups(model: IGAENet, *, backbone_scale: float = 0.1) -> list[dict[str, Any]]:
     """Return the optimiser's groups; an epoch's learning rate is multiplied by their `lr_scale`.
 
-    The heads' is 1, the backbone's `backbone_scale`.
+    That of neck and heads is 1, the backbone's `backbone_scale`.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 136-143.
     """
-    parts = [(model.backbone, backbone_scale), (model.heads, 1.0)]
-    return [{"params": list(part.parameters()), "lr_scale": scale} for part, scale in parts]
+    own = [*model.neck.parameters(), *model.heads.parameters()]
+    parts = [(list(model.backbone.parameters()), backbone_scale), (own, 1.0)]
+    return [{"params": parameters, "lr_scale": scale} for parameters, scale in parts]

@@ -5,8 +5,8 @@
 reads the train and val samples that dataset_11k_split.py drew (--protocol, --fold) and writes
 checkpoints/<time>/: config.json, metrics.jsonl (one line per epoch), train.log, tensorboard/, and
 checkpoints, each of which is enough to evaluate, predict or resume. The defaults are the published
-recipe. With several GPUs: torchrun --nproc_per_node=<n> train.py --run_dir <folder>; the same
-command again resumes the run.
+recipe; --recipe frozen fits linear layers to a frozen backbone in minutes (`RECIPES`). With several
+GPUs: torchrun --nproc_per_node=<n> train.py --run_dir <folder>; the same command again resumes it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.special import log_softmax
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -63,10 +65,13 @@ from engine.distributed import (
     init_distributed,
     launched_by_torchrun,
 )
+from engine.features import backbone_features
 from engine.loop import (
     Predictions,
     Preprocessing,
     check_workers,
+    epoch_means,
+    epoch_sums,
     predict_split,
     train_one_epoch,
 )
@@ -79,8 +84,9 @@ from engine.precision import (
     unfuse_attention,
 )
 from measures.classes import balanced_accuracy, fit_temperature
+from measures.linear import Linear, balanced_weights, fit_logistic, fit_whitening
 from measures.pairs import cosine_similarity, gallery_ranks
-from model import BACKBONES, IGAENet, embedding_width, find_backbone, parameter_groups
+from model import BACKBONES, IGAENet, feature_widths, find_backbone, parameter_groups
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -107,6 +113,23 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 
+# Value of --fit -> whether an epoch, counted from 1, is fitted.
+FITS: dict[str, Callable[[int, int], bool]] = {
+    "never": lambda epoch, n_epochs: False,
+    "first": lambda epoch, n_epochs: epoch == 1,
+    "first_last": lambda epoch, n_epochs: epoch in (1, n_epochs),
+}
+
+# Inverse penalties of the heads that are fitted: val decides, or if it shows none of the classes
+# the first is taken.
+STRENGTHS = (1.0, 0.1, 0.01, 0.001, 10.0)
+
+# Recipe -> values of flags; any flag that is given besides overrides them.
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {},
+    "frozen": {"fit": "first", "multi_level": True, "neck": 512, "freeze": True, "N_epochs": 1},
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -116,6 +139,9 @@ class TrainConfig:
     """
 
     attributes_file: Path = flag(Path("./11k/sub_dataset/dorsal_dr.csv"), "CSV of the hand aspect")
+    recipe: str = flag(
+        "published", "set of flag values; flags that are given override it", choices=tuple(RECIPES)
+    )
     protocol: str = flag(
         "paper", "split to train on, as in dataset_11k_split.py", choices=tuple(PROTOCOLS)
     )
@@ -131,6 +157,17 @@ class TrainConfig:
     backbone_weights: Path | None = flag(None, "start from this .pth or .safetensors file instead")
     allow_partial_weights: bool = flag(False, "load those of --backbone_weights that fit")
     image_size: int = flag(224, "side of the model's input in pixels")
+    multi_level: bool = flag(
+        False, "pool maps of four depths of the backbone (mean and deviation), not the last alone"
+    )
+    neck: int = flag(0, "dimension of a linear layer between backbone and heads; 0: none")
+    fit: str = flag(
+        "never",
+        "epochs that fit neck (whitening) and heads (logistic regression) to the backbone's"
+        " features, without gradient steps",
+        choices=tuple(FITS),
+    )
+    freeze: bool = flag(False, "exclude the backbone from training, batch-norm statistics included")
     drop_path: float | None = flag(None, "stochastic depth (default: 0.2 swin_t and maxvit_t, 0.1 convnext_t, else 0)")  # fmt: skip  # noqa: E501
     fast_decode: bool = flag(True, "let the JPEG decoder scale down before the resize")
     flip: float = flag(0.5, "probability of a horizontal flip")
@@ -141,7 +178,7 @@ class TrainConfig:
     optimizer: str = flag("adam", "optimiser", choices=("adam", "sgd"))
     lr: float = flag(8e-4, "learning rate of the heads")
     backbone_lr_scale: float = flag(
-        0.1, "learning rate of the backbone, relative to --lr; 0 freezes it"
+        0.1, "learning rate of the backbone, relative to --lr; 0: as --freeze"
     )
     weight_decay: float = flag(5e-4, "L2 penalty")
     warmup: bool = flag(
@@ -196,7 +233,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range, and flags that contradict each other."""
         positive = ("image_size", "lr", "batch_size", "N_epochs", "eval_every", "accumulate")
-        not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed")
+        not_negative = ("backbone_lr_scale", "weight_decay", "jitter", "seed", "neck")
         at_most = {"flip": 1.0, "label_smoothing": 0.999, "drop_path": 0.999, "jitter": 1.0}
         at_most["ema"] = 0.99999
         for name in positive:
@@ -230,6 +267,7 @@ class TrainConfig:
                 self.allow_partial_weights and not self.backbone_weights
             ),
             "--resume names the run's folder; leave --run_dir out": self.resume and self.run_dir,
+            f"--fit {self.fit} needs --neck": self.fit != "never" and not self.neck,
         }
         for message, is_wrong in contradictions.items():
             if is_wrong:
@@ -318,7 +356,7 @@ def build_loaders(
             cache_dir = config.cache_dir or data.folder.parent / "cache"
             attach_cache(
                 dataset,
-                data.photo_names,
+                data.listed["name"].tolist(),
                 sources=data.sources,
                 cache_dir=cache_dir,
                 num_workers=config.num_workers,
@@ -427,6 +465,88 @@ def fit_temperatures(predictions: Predictions) -> dict[str, float]:
     }
 
 
+# ----------------------------------------------------------------------------- fitting
+
+
+def balanced_loss(
+    head: Linear, embeddings: np.ndarray, labels: np.ndarray, people: np.ndarray
+) -> float:
+    """Return the cross-entropy of a head with `balanced_weights`; 0 without photos."""
+    if not len(labels):
+        return 0.0
+    log_probabilities = log_softmax(head(embeddings), axis=1)[np.arange(len(labels)), labels]
+    return -float((balanced_weights(labels, people) * log_probabilities).mean())
+
+
+def set_linear(layer: nn.Module, fitted: Linear) -> None:
+    """Copy what was fitted into a layer of the same size."""
+    state = {"weight": torch.from_numpy(fitted.weight), "bias": torch.from_numpy(fitted.bias)}
+    layer.load_state_dict(state)
+
+
+def fit(
+    model: IGAENet, config: TrainConfig, resolved: Resolved, data: Data, device: torch.device
+) -> tuple[dict[str, float | None], Predictions]:
+    """Fit neck and heads; return the means of `train_one_epoch` and the predictions for val.
+
+    Whitening and logistic regression weigh people the same (`measures.linear`). Of each head's
+    `STRENGTHS` the one with the lowest loss on val is kept, likewise weighted.
+
+    Args:
+        model: whose neck and heads are set.
+        config: the flags.
+        resolved: what they were resolved to.
+        data: to fit to.
+        device: of the model.
+    """
+    cache_dir = config.cache_dir or data.folder.parent / "cache"
+    features = backbone_features(
+        model,
+        data.listed,
+        data.folder,
+        reader=PhotoReader(config.image_size, resolved.decode_size),
+        preprocessing=Preprocessing(device, resolved.mean, resolved.std),
+        amp=resolved.amp,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        cache_dir=cache_dir if config.cache else None,
+    )
+    rows = pd.Series(np.arange(len(features)), index=data.listed["name"])
+    pooled = {s: features[rows[x["name"]]].astype(float) for s, x in data.samples.items()}
+    labels = {split: data.label_space.encode(x) for split, x in data.samples.items()}
+    people = {split: x["id"].to_numpy() for split, x in data.samples.items()}
+    neck = fit_whitening(pooled["train"], people["train"], config.neck, model.feature_widths)
+    set_linear(model.neck, neck)
+    embeddings = {split: neck(values) for split, values in pooled.items()}
+    logits: dict[str, dict[str, np.ndarray]] = {split: {} for split in pooled}
+    for column, task in enumerate(model.heads):
+        known = {split: labels[split][:, column] != UNKNOWN for split in labels}
+        photos, val = (
+            (embeddings[s][known[s]], labels[s][known[s], column], people[s][known[s]])
+            for s in ("train", "val")
+        )
+        n_classes = data.label_space.sizes[task]
+        strengths = STRENGTHS if known["val"].any() else STRENGTHS[:1]
+        heads = [fit_logistic(*photos, n_classes, strength) for strength in strengths]
+        head = min(heads, key=lambda head: balanced_loss(head, *val))
+        set_linear(model.get_submodule(f"heads.{task}.0"), head)
+        for split, values in embeddings.items():
+            logits[split][task] = head(values).astype(np.float32)
+    criterion = MultiTaskLoss(list(model.heads), resolved.loss_weights, config.label_smoothing)
+    scores = {task: torch.from_numpy(values) for task, values in logits["train"].items()}
+    targets = torch.from_numpy(labels["train"])
+    losses = criterion(torch.from_numpy(embeddings["train"]), scores, targets)
+    means = epoch_means(
+        epoch_sums(losses, scores, targets), list(model.heads), resolved.loss_weights
+    )
+    predictions = Predictions(
+        dict(zip(model.heads, labels["val"].T, strict=True)),
+        embeddings["val"].astype(np.float32),
+        logits["val"],
+    )
+    return means, predictions
+
+
 # ----------------------------------------------------------------------------- training
 
 
@@ -436,9 +556,9 @@ def train(
     """Train to the last epoch; each writes a checkpoint and a line of metrics.jsonl."""
     from torch.utils.tensorboard import SummaryWriter
 
-    loaders = build_loaders(config, resolved, data, distributed)
-    train_set: Any = loaders["train"].dataset
-    batch_sampler: Any = loaders["train"].batch_sampler
+    epochs = range(run.epoch + 1, config.N_epochs + 1)
+    fitted = {epoch for epoch in epochs if FITS[config.fit](epoch, config.N_epochs)}
+    loaders = build_loaders(config, resolved, data, distributed) if set(epochs) - fitted else {}
     tasks, device = data.label_space.tasks, distributed.device
     normalisation = (device, resolved.mean, resolved.std)
     criterion = MultiTaskLoss(tasks, resolved.loss_weights, config.label_smoothing).to(device)
@@ -446,38 +566,49 @@ def train(
     board = None
     if distributed.is_main:
         board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.epoch + 1)
-    for epoch in range(run.epoch + 1, config.N_epochs + 1):
+    for epoch in epochs:
         start = time.perf_counter()
         seed_everything(config.seed, epoch, *([distributed.rank] if distributed.rank else []))
         lr = learning_rate(
             epoch, base=config.lr, warmup=config.warmup, warmup_epochs=resolved.warmup_epochs
         )
         set_learning_rate(run.optimizer, lr)
-        batch_sampler.set_epoch(epoch)
-        means = train_one_epoch(
-            model,
-            loaders["train"],
-            run.optimizer,
-            criterion,
-            preprocessing=Preprocessing(*normalisation, train_set.augmentation),
-            scaler=run.scaler,
-            amp=resolved.amp,
-            epoch=epoch,
-            accumulate=config.accumulate,
-            clip_grad=config.clip_grad,
-            distributed=distributed,
-            after_step=run.update_ema,
-        )
+        evaluated = epoch in fitted or epoch % config.eval_every == 0 or epoch == config.N_epochs
+        if epoch in fitted:
+            means, predictions = distributed.broadcast_object(
+                lambda: fit(run.evaluated_model, config, resolved, data, device)
+            )
+            distributed.broadcast_weights(run.evaluated_model)
+            run.model.load_state_dict(run.evaluated_model.state_dict())
+        else:
+            train_set: Any = loaders["train"].dataset
+            batch_sampler: Any = loaders["train"].batch_sampler
+            batch_sampler.set_epoch(epoch)
+            means = train_one_epoch(
+                model,
+                loaders["train"],
+                run.optimizer,
+                criterion,
+                preprocessing=Preprocessing(*normalisation, train_set.augmentation),
+                scaler=run.scaler,
+                amp=resolved.amp,
+                epoch=epoch,
+                accumulate=config.accumulate,
+                clip_grad=config.clip_grad,
+                distributed=distributed,
+                after_step=run.update_ema,
+            )
+            if evaluated:
+                predictions = predict_split(
+                    run.evaluated_model,
+                    loaders["val"],
+                    preprocessing=Preprocessing(*normalisation),
+                    amp=resolved.amp,
+                    distributed=distributed,
+                )
         scores: dict[str, float | None] = {}
         temperature: dict[str, float] = {}
-        if epoch % config.eval_every == 0 or epoch == config.N_epochs:
-            predictions = predict_split(
-                run.evaluated_model,
-                loaders["val"],
-                preprocessing=Preprocessing(*normalisation),
-                amp=resolved.amp,
-                distributed=distributed,
-            )
+        if evaluated:
             scores = val_scores(predictions, data.samples["val"]["id"].to_numpy(), config, resolved)
             temperature = fit_temperatures(predictions)
         run.finish_epoch(epoch, selection_score(scores, tasks, resolved) if scores else None)
@@ -551,7 +682,7 @@ def read_run_data(config: TrainConfig, stored: Mapping[str, Any] | None = None) 
 
 def check_model(config: TrainConfig) -> None:
     """Refuse an unknown backbone, or an image size it does not support, without loading weights."""
-    embedding_width(config.backbone, config.image_size)
+    feature_widths(config.backbone, config.image_size, multi_level=config.multi_level)
 
 
 def build_run_model(
@@ -570,15 +701,17 @@ def build_run_model(
         image_size=config.image_size,
         drop_path=config.drop_path,
         grad_checkpointing=config.grad_checkpointing,
+        multi_level=config.multi_level,
+        neck=config.neck,
     )
     if config.sync_bn:
         model = convert_sync_batchnorm(model)
     if device.type == "cpu":
         unfuse_attention(model)
-    if config.backbone_lr_scale == 0:
+    if config.freeze or config.backbone_lr_scale == 0:
         model.freeze_backbone()
     has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if config.batch_size // distributed.world_size < 2 and has_batch_norm:
+    if config.batch_size // distributed.world_size < 2 and has_batch_norm and not model.is_frozen:
         raise UserError(
             f"batch norm of {config.backbone} needs at least 2 photos per rank: --batch_size"
             f" {config.batch_size}. Give {2 * distributed.world_size} or more"
@@ -719,6 +852,11 @@ def print_result(run: TrainingRun, config: TrainConfig, data: Data) -> None:
 # ----------------------------------------------------------------------------- the script
 
 
+def with_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that were given, and those of the recipe that they leave open."""
+    return {**RECIPES[given.get("recipe", "published")], **given}
+
+
 def parse_args(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] | None]:
     """Return the flags, and of a run that is resumed what describes it.
 
@@ -731,7 +869,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] 
     if launched_by_torchrun() and run_dir and not resume and (run_dir / "config.json").is_file():
         given["resume"] = resume = given.pop("run_dir")
     if resume is None:
-        return build_config(parser, TrainConfig, given), None
+        return build_config(parser, TrainConfig, with_recipe(given)), None
     stored = read_run(resume)
     if resume.is_file():
         given["resume"] = resume.parent

@@ -326,7 +326,7 @@ class Data:
     samples: dict[str, pd.DataFrame]  # of train and val
     label_space: LabelSpace
     fingerprints: dict[str, str]  # of every split, test included
-    photo_names: list[str]  # of the whole aspect, all folds and splits
+    listed: pd.DataFrame  # samples of the whole aspect, all folds and splits
     sources: list[Path]  # the CSVs that list them
 
 
@@ -462,7 +462,7 @@ def read_data(
         # The published network has an output for everybody in the file, trained on or not.
         LabelSpace.of_samples(everyone if protocol == "paper" else samples["train"], tasks),
         {split: fingerprint(part) for split, part in samples.items()},
-        [name for name in listed["name"] if name not in absent],
+        listed[~listed["name"].isin(absent)].reset_index(drop=True),
         [*map(files.split, samples), attributes_file],
     )
 

@@ -1,4 +1,4 @@
-"""Features that were not learnt from hands: thumbnails, and those of a backbone before training."""
+"""Pooled features of a backbone, cached; and thumbnails: what linear models are fitted to."""
 
 from __future__ import annotations
 
@@ -14,14 +14,64 @@ import torch
 from PIL import Image
 
 from data.cache import attach_cache, cache_path, cached_features
-from dataset_11k import HandsDataset, PhotoReader, build_loader
-from engine.loop import Predictor, predict_batches
+from dataset_11k import HandsDataset, LabelSpace, PhotoReader, build_loader
+from engine.loop import Predictor, Preprocessing, predict_batches
 from model import IGAENet, read_weights
 from utils import UserError, logger
 
 THUMBNAIL_SIZE = 8  # pixels
 
 THUMBNAIL_READER = PhotoReader(THUMBNAIL_SIZE, 8 * THUMBNAIL_SIZE, Image.Resampling.BOX)
+
+
+class Pooling(torch.nn.Module):
+    """A model's pooled features as its embeddings, without its neck and heads."""
+
+    def __init__(self, model: IGAENet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return features, (N, D), and no logits."""
+        return self.model.pool(images), {}
+
+
+def backbone_features(
+    model: IGAENet,
+    samples: pd.DataFrame,
+    photos: Path,
+    *,
+    reader: PhotoReader,
+    preprocessing: Preprocessing,
+    amp: str,
+    batch_size: int,
+    num_workers: int,
+    cache_dir: Path | None,
+) -> np.ndarray:
+    """Return the backbone's pooled features, (N, D) float32, before neck and heads.
+
+    Args:
+        model: on the device of `preprocessing`.
+        samples: N photos, as `data.tables.read_samples` returns them.
+        photos: their folder.
+        reader: of the model's input.
+        preprocessing: makes the model's input.
+        amp: a key of `precision.AMP_DTYPES`.
+        batch_size: photos per forward pass.
+        num_workers: number of processes that load photos.
+        cache_dir: where the features are kept for the next call; None: nowhere.
+    """
+    dataset = HandsDataset(samples, photos, LabelSpace({}), reader=reader)
+
+    def compute() -> np.ndarray:
+        loader = build_loader(dataset, batch_size=batch_size, num_workers=num_workers, train=False)
+        batches = predict_batches(Pooling(model), loader, preprocessing=preprocessing, amp=amp)
+        return torch.cat([features for _, features, _ in batches]).numpy()
+
+    if cache_dir is None:
+        return compute()
+    model_hash = f"{digest_of(model.backbone)} {model.feature_widths} {amp} {timm.__version__}"
+    return cached_features(cache_path(dataset, dataset.names, cache_dir, model_hash), compute)
 
 
 def compute_features(
@@ -53,23 +103,18 @@ def compute_features(
     model = untrained_model(config)
     if model is None:
         return found
-    dataset = HandsDataset(samples, photos, space, reader=predictor.reader)
-
-    def compute() -> np.ndarray:
-        batches = predict_batches(
-            model.to(predictor.device).to(memory_format=torch.channels_last),
-            build_loader(
-                dataset, batch_size=predictor.batch_size, num_workers=num_workers, train=False
-            ),
-            preprocessing=predictor.preprocessing,
-            amp=predictor.amp,
-        )
-        return torch.cat([embeddings for _, embeddings, _ in batches]).numpy()
-
-    path = cache_path(
-        dataset, names, Path(cache_dir), f"{digest_of(model)} {predictor.amp} {timm.__version__}"
+    features = backbone_features(
+        model.to(predictor.device).to(memory_format=torch.channels_last),
+        samples,
+        photos,
+        reader=predictor.reader,
+        preprocessing=predictor.preprocessing,
+        amp=predictor.amp,
+        batch_size=predictor.batch_size,
+        num_workers=num_workers,
+        cache_dir=Path(cache_dir) if config["cache"] else None,
     )
-    found["imagenet"] = cached_features(path, compute) if config["cache"] else compute()
+    found["imagenet"] = features[:, : model.feature_widths[0]]
     return found
 
 
@@ -90,6 +135,7 @@ def untrained_model(config: Mapping[str, Any]) -> IGAENet | None:
             backbone_weights=weights or None,
             allow_partial_weights=config["allow_partial_weights"],
             image_size=config["image_size"],
+            multi_level=config.get("multi_level", False),
         )
     except UserError as error:
         logger.info("the ImageNet baseline is left out: %s", error)
@@ -100,5 +146,5 @@ def digest_of(model: torch.nn.Module) -> str:
     """Return a hash of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

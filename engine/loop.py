@@ -227,7 +227,7 @@ class Predictions:
 
 @torch.inference_mode()
 def predict_batches(
-    model: IGAENet,
+    model: nn.Module,
     loader: Iterable[Item],
     *,
     preprocessing: Preprocessing,
@@ -237,7 +237,8 @@ def predict_batches(
     """Yield (batch, embeddings, logits) in the loader's order; results are float32 on the CPU.
 
     Args:
-        model: put into evaluation mode.
+        model: an `IGAENet`, or what returns embeddings and logits as it does; put into evaluation
+            mode.
         loader: batches of `Item`.
         preprocessing: makes the model's input.
         amp: a key of `precision.AMP_DTYPES`.
@@ -335,7 +336,14 @@ def load_predictor(
     label_space = LabelSpace.from_json(state["label_space"])
     config, resolved = state["config"], state["resolved"]
     image_size = config["image_size"]
-    model = IGAENet(config["backbone"], label_space.sizes, pretrained=False, image_size=image_size)
+    model = IGAENet(
+        config["backbone"],
+        label_space.sizes,
+        pretrained=False,
+        image_size=image_size,
+        multi_level=config.get("multi_level", False),  # checkpoints of earlier versions lack both
+        neck=config.get("neck", 0),
+    )
     try:
         model.load_state_dict(state["model"])
     except Exception as error:  # PyTorch raises as many types as states can be wrong

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from measures.classes import ClassPredictions, class_means, softmax
+from measures.classes import ClassPredictions, softmax
+from measures.linear import fit_logistic, fit_whitening
 from measures.pairs import cosine_similarity
 
 FEATURES = ("thumbnail", "imagenet")
@@ -28,8 +27,6 @@ NEAREST_SCALE = 1000.0  # of similarities as logits: nearly all probability is o
 PENALTY = 1.0  # C of scikit-learn
 
 PCA_SIZE = 256  # dimensions before whitening
-
-SHRINKAGE = 0.1  # of the within-person covariance, whose rank may be below PCA_SIZE
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -71,10 +68,13 @@ def compute_baselines(
     for name in FEATURES if len(trained) else ():
         if f"training_{name}" in arrays:
             evaluated, training = centred(arrays, name)
-            photos = evaluated[known], training[trained], labels[trained]
-            found[f"{name}_nearest"] = nearest_logits(*photos, shape[1])
+            photos = training[trained], labels[trained]
+            found[f"{name}_nearest"] = nearest_logits(evaluated[known], *photos, shape[1])
             people = arrays["training_people"][trained]
-            found[f"{name}_logistic"] = logistic_logits(*photos, people, shape[1])
+            scaler = StandardScaler().fit(photos[0])
+            scaled = scaler.transform(photos[0]), *photos[1:]
+            logistic = fit_logistic(*scaled, people, shape[1], PENALTY)
+            found[f"{name}_logistic"] = logistic(scaler.transform(evaluated[known]))
     if {"identity_logits", f"{task}_of_identity"} <= arrays.keys():
         identity = softmax(arrays["identity_logits"][known])
         found["identity_lookup"] = lookup_logits(identity, arrays[f"{task}_of_identity"], counts)
@@ -122,42 +122,6 @@ def nearest_logits(
     return NEAREST_SCALE * best
 
 
-def logistic_logits(
-    evaluated: np.ndarray,
-    training: np.ndarray,
-    labels: np.ndarray,
-    people: np.ndarray,
-    n_classes: int,
-) -> np.ndarray:
-    """Return the log probabilities, (N, C), of a logistic regression on standardised features.
-
-    Args:
-        evaluated: (N, D) features.
-        training: (M, D) features.
-        labels: (M,) classes of the training photos.
-        people: (M,) person on the photo. All classes have equal weight, and within a class all
-            people, however many photos they have.
-        n_classes: C.
-    """
-    logits = np.full((len(evaluated), n_classes), np.log(np.finfo(np.float64).tiny))
-    present = np.unique(labels)
-    if len(present) == 1 or not len(evaluated):
-        logits[:, present] = 0.0
-        return logits
-    pair, photos = np.unique(
-        [labels, np.unique(people, return_inverse=True)[1]],
-        axis=1,
-        return_inverse=True,
-        return_counts=True,
-    )[1:]
-    weights = 1 / photos[pair]
-    weights *= len(labels) / len(present) / np.bincount(labels, weights)[labels]
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=1000))
-    model.fit(training, labels, logisticregression__sample_weight=weights)
-    logits[:, present] = to_logits(model.predict_proba(evaluated))
-    return logits
-
-
 # ----------------------------------------------------------------------------- pairs
 
 
@@ -169,30 +133,5 @@ def baseline_embeddings(arrays: Arrays) -> dict[str, np.ndarray]:
             found[name], training = centred(arrays, name)
             if name == "imagenet":
                 people = arrays["training_people"]
-                found[f"{name}_whitened"] = whiten(found[name], training, people)
+                found[f"{name}_whitened"] = fit_whitening(training, people, PCA_SIZE)(found[name])
     return found
-
-
-def whiten(evaluated: np.ndarray, training: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """Return embeddings, (N, K), after within-class covariance normalisation (WCCN).
-
-    A principal component analysis of the training photos comes before it.
-
-    Args:
-        evaluated: (N, D).
-        training: (M, D).
-        people: (M,) person on the training photo.
-
-    Source: Hatch et al. 2006, Within-class covariance normalization for SVM-based speaker
-    recognition, Interspeech.
-    """
-    mean = training.mean(axis=0)
-    axes = np.linalg.svd(training - mean, full_matrices=False)[2][:PCA_SIZE].T
-    reduced = (training - mean) @ axes
-    _, person = np.unique(people, return_inverse=True)
-    n_people = person.max() + 1
-    centres = np.stack([class_means(column, person, n_people) for column in reduced.T], axis=1)
-    within = np.cov((reduced - centres[person]).T, bias=True)
-    size = axes.shape[1]
-    shrunk = (1 - SHRINKAGE) * within + SHRINKAGE * np.trace(within) / size * np.eye(size)
-    return (evaluated - mean) @ axes @ np.linalg.cholesky(np.linalg.inv(shrunk))

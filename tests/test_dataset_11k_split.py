@@ -1120,7 +1120,7 @@ def test_what_is_no_data_set_of_folders_or_attributes(
     error = errors_of(capsys, "--attributes_file", own_root / PHOTOS)
     assert error.startswith(f"1 of 30 photos of {own_root / PHOTOS} are missing from {hands}: anna")
     assert main(["--attributes_file", str(own_root / PHOTOS), "--skip_missing"]) == 0
-    assert len(read_data(own_root / PHOTOS, "paper").photo_names) == 29
+    assert len(read_data(own_root / PHOTOS, "paper").listed) == 29
     assert main(["--input", str(hands_root)]) == 0
     error = errors_of(capsys, "--attributes_file", hands_root / "sub_dataset" / "dorsal_dr.csv")
     assert error.endswith(f"Run: python dataset_11k_split.py --input {hands_root}")

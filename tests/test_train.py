@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import dataset_11k_split
@@ -216,6 +217,7 @@ def test_wrong_values_are_refused_by_name_before_data_is_read(
         ("--backbone_weights w.pth --no-pretrained", "--no-pretrained contradict"),
         ("--run_dir run --no-cache --cache_dir x", "--cache_dir has no effect with --no-cache"),
         ("--compile on", "unrecognized arguments: on"),
+        ("--recipe frozen --neck 0", "--fit first needs --neck"),
     ],
 )
 def test_flags_that_contradict_each_other(
@@ -291,8 +293,21 @@ def test_a_run_writes_what_the_contract_says(
     assert stored["label_space"]["identity"] == people
 
 
-def test_a_checkpoint_alone_gives_the_score_it_names(split_root: Path, tmp_path: Path) -> None:
-    assert run(split_root, tmp_path / "run", N_epochs=3, eval_every=1, lr=0.002) == 0
+FITTED = {"fit": "first_last", "multi_level": True, "neck": 8}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"N_epochs": 3, "eval_every": 1, "lr": 0.002},
+        {"recipe": "frozen", "neck": 8},
+        {"recipe": "frozen", "backbone": "test_vit"},
+    ],
+)
+def test_a_checkpoint_alone_gives_the_score_it_names(
+    values: dict[str, Any], split_root: Path, tmp_path: Path
+) -> None:
+    assert run(split_root, tmp_path / "run", **values) == 0
     (path,) = (tmp_path / "run").glob("*-best.pth")
     stored = torch.load(path, weights_only=True)
     assert stored["metrics"] == read_epochs(tmp_path / "run")[stored["epoch"] - 1]
@@ -311,6 +326,27 @@ def test_a_checkpoint_alone_gives_the_score_it_names(split_root: Path, tmp_path:
     for task, labels in predictions.labels.items():
         score = balanced_accuracy(labels, predictions.logits[task].argmax(axis=1))
         assert score == pytest.approx(stored["metrics"][f"val_balanced_accuracy_{task}"], abs=1e-9)
+
+
+def test_the_frozen_recipe_fits_neck_and_heads(split_root: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), start)
+    values = {"recipe": "frozen", "backbone_weights": start, "pretrained": True, "neck": 8}
+    assert run(split_root, tmp_path / "run", **values) == 0
+    stored = load_checkpoint(tmp_path / "run" / "checkpoint-000001-best.pth")
+    for name, tensor in torch.load(start, weights_only=True).items():
+        assert torch.equal(stored["model"][f"backbone.{name}"], tensor)
+    assert stored["metrics"]["train_accuracy_identity"] == 1
+    files = sorted((split_root / "cache").iterdir())
+    assert len(files) == 1  # of features: no decoded photos are kept for a training without steps
+    # a second run reads them
+    before = files[0].stat().st_mtime_ns, files[0].read_bytes()
+    files[0].chmod(0o444)
+    assert run(split_root, tmp_path / "again", **values, fit="first_last") == 0
+    assert files[0].read_bytes() == before[1]
+    again = load_checkpoint(tmp_path / "again" / "checkpoint-000001-best.pth")
+    for name, tensor in stored["model"].items():
+        assert torch.equal(again["model"][name], tensor)
 
 
 def test_which_checkpoints_stay_while_it_runs(
@@ -553,6 +589,8 @@ def test_a_folder_in_use_or_that_cannot_be_created(
         (2, {"augment": "batch", "clip_grad": 0.1, "num_workers": 2}),
         (2, {"accumulate": 3}),
         (2, {"grad_checkpointing": True, "backbone": "test_vit"}),
+        (2, FITTED),
+        (3, {**FITTED, "ema": 0.5}),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(

@@ -223,7 +223,7 @@ def test_data_of_the_published_split(split_root: Path, caplog: pytest.LogCapture
         assert samples.equals(read_samples(folder / f"{split}.csv"))
         assert data.fingerprints[split] == fingerprint(samples)
     assert data.label_space.sizes == {"identity": 6, "gender": 2, "age": 6}
-    assert data.photo_names == read_samples(attributes(split_root))["name"].tolist()
+    assert data.listed["name"].tolist() == read_samples(attributes(split_root))["name"].tolist()
     assert "dorsal_dr, protocol paper: 12 train, 12 val photos, 6 people; 0 val" in caplog.text
 
 
@@ -240,7 +240,7 @@ def test_test_photos_need_not_exist(split_root: Path) -> None:
     assert set(data.label_space.names["identity"]) == people
     assert len(people) == 2
     everyone = set(read_samples(files.attributes)["name"])
-    assert set(data.photo_names) == everyone - {test["name"][0]}
+    assert set(data.listed["name"]) == everyone - {test["name"][0]}
     permuted = read_data(files.attributes, "subject-disjoint", 1, permutation_seed=3)
     assert permuted.fingerprints["train"] != data.fingerprints["train"]
 

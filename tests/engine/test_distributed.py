@@ -64,13 +64,14 @@ def test_one_process_alone_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert alone.wrap(model) is model
 
 
+@pytest.mark.parametrize("flags", ["", "--fit first_last --multi_level --neck 8"])
 def test_two_ranks_learn_what_one_process_learns_and_resume(
-    split_root: Path, tmp_path: Path
+    flags: str, split_root: Path, tmp_path: Path
 ) -> None:
     """Of 12 val photos in batches of 4, and of a last training batch of 4, each has a part."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    assert run(command(split_root, alone, 1)).returncode == 0
-    done = run(command(split_root, pair, 2))
+    assert run(command(split_root, alone, 1, *flags.split())).returncode == 0
+    done = run(command(split_root, pair, 2, *flags.split()))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best epoch") == 1  # the main rank alone prints
     assert done.stderr.count("epoch 4/4") == 1

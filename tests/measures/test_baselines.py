@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from measures.baselines import (
     baseline_embeddings,
     compute_baselines,
-    logistic_logits,
     lookup_logits,
     nearest_logits,
-    whiten,
 )
 from measures.classes import ClassPredictions, softmax
 
@@ -37,38 +33,12 @@ def test_the_nearest_photo_decides() -> None:
     assert (softmax(logits)[:, 3] == 0).all()  # a class without a training photo
 
 
-def test_people_and_classes_weigh_alike_in_the_logistic_regression() -> None:
-    people = np.array([0] * 40 + [1] * 2 + [2] * 3 + [3] * 3)
-    training, labels = features(48, people), np.array([0] * 42 + [1] * 6)
-    weights = np.concatenate([np.full(40, 6 / 40), np.full(2, 6 / 2), np.full(6, 2)])
-    scaler = StandardScaler().fit(training)
-    reference = LogisticRegression(max_iter=1000)
-    reference.fit(scaler.transform(training), labels, sample_weight=weights * 48 / weights.sum())
-    evaluated = features(9, np.arange(9) % 4)
-    found = softmax(logistic_logits(evaluated, training, labels, people.astype(str), 2))
-    expected = reference.predict_proba(scaler.transform(evaluated))
-    assert found == pytest.approx(expected, abs=1e-4)
-    one_class = logistic_logits(evaluated, training, labels * 0 + 1, people.astype(str), 3)
-    assert softmax(one_class)[:, 1].min() > 0.999
-
-
 def test_an_identity_lookup_sums_the_probabilities_of_people() -> None:
     identity = np.array([[0.4, 0.3, 0.3], [0.0, 0.0, 1.0]])
     found = softmax(lookup_logits(identity, np.array([0, 1, 1]), np.array([3.0, 1.0])))
     assert found == pytest.approx(np.array([[0.4, 0.6], [0, 1]]), abs=1e-6)
     unknown = softmax(lookup_logits(identity, np.array([0, 1, -1]), np.array([3.0, 1.0])))
     assert unknown[1] == pytest.approx([0.75, 0.25])
-
-
-def test_whitening_gives_training_people_equal_variance_in_all_directions() -> None:
-    people = np.repeat(np.arange(20), 30)
-    training = features(600, people)
-    found = whiten(training, training, people.astype(str))
-    within = found - np.stack([found[people == p].mean(axis=0) for p in people])
-    variances = np.linalg.eigvalsh(np.cov(within.T, bias=True))
-    before = training - np.stack([training[people == p].mean(axis=0) for p in people])
-    conditions = variances.max() / variances.min(), np.linalg.cond(np.cov(before.T))
-    assert conditions[0] < conditions[1] / 10
 
 
 def test_which_baselines_exist() -> None:
