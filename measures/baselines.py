@@ -65,7 +65,7 @@ def compute_baselines(
     found = {"constant": np.broadcast_to(to_logits(counts), shape)}
     labels = arrays.get(f"training_{task}_true", np.empty(0))
     trained = np.flatnonzero(labels >= 0)
-    for name in FEATURES if len(trained) else ():
+    for name in FEATURES if len(trained) and known.any() else ():
         if f"training_{name}" in arrays:
             evaluated, training = centred(arrays, name)
             photos = training[trained], labels[trained]
