@@ -197,6 +197,42 @@ def measure_table(caption: str, blocks: Mapping[str, Mapping[str, Any]]) -> Tabl
     return Table(caption, ["95 % confidence interval in brackets", *map(name_of, blocks)], rows)
 
 
+def differential_table(kind: str, found: Mapping[str, Any]) -> Table:
+    """Return FMR and FNMR by group and pair of groups.
+
+    Args:
+        kind: of pairs.
+        found: `differentials` of metrics.json.
+    """
+    rows = []
+    for grouping, groups in found["groups"].items():
+        for one, others in groups.items():
+            for other, cell in others.items():
+                name = one if one == other else f"{one} with {other}"
+                rows.append([f"{name_of(grouping)}: {name}"])
+                for rate in (cell["fmr"], cell["fnmr"]):
+                    ends = PERCENT.format_interval(rate["low"], rate["high"])
+                    counts = [f"{rate['n_pairs']:,}", str(rate["n_people"])]
+                    rows[-1] += [PERCENT.format(rate["value"]), ends, *counts]
+    interval = "95 % interval"
+    return Table(
+        f"FMR and FNMR by group, {name_of(kind)}: similarity above {found['threshold']:.3f}, which"
+        f" {PERCENT.format(found['fmr'])} of all impostor pairs exceed",
+        [
+            "group",
+            "FMR",
+            interval,
+            "impostor pairs",
+            "people",
+            "FNMR",
+            interval,
+            "genuine pairs",
+            "people",
+        ],
+        rows,
+    )
+
+
 def class_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
     """Return the people of each class, of the tasks in which a class has few."""
     return [
@@ -443,6 +479,11 @@ def report_context(
         "class_tables": class_tables(metrics_tasks),
         "pair_measures": measure_table("All measures of pairs of photos", kinds) if kinds else None,
         "charts": report_charts(results),
+        "differentials": [
+            differential_table(kind, block["differentials"])
+            for kind, block in kinds.items()
+            if block.get("differentials")
+        ],
         "worst": worst,
         "everybody": everybody,
         "photos": photos,
