@@ -197,13 +197,15 @@ def measure_table(caption: str, blocks: Mapping[str, Mapping[str, Any]]) -> Tabl
     return Table(caption, ["95 % confidence interval in brackets", *map(name_of, blocks)], rows)
 
 
-def differential_table(kind: str, found: Mapping[str, Any]) -> Table:
-    """Return FMR and FNMR by group and pair of groups.
+def differential_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
+    """Return FMR and FNMR by group and pair of groups, a table for each kind of pairs."""
+    pairs = wording.pairs_of(metrics_tasks)
+    found = {kind: (pairs.get(kind) or {}).get("differentials") for kind in PAIR_KINDS}
+    return [_differential_table(kind, rates) for kind, rates in found.items() if rates]
 
-    Args:
-        kind: of pairs.
-        found: `differentials` of metrics.json.
-    """
+
+def _differential_table(kind: str, found: Mapping[str, Any]) -> Table:
+    """Return the table of one kind of pairs."""
     rows = []
     for grouping, groups in found["groups"].items():
         for one, others in groups.items():
@@ -479,11 +481,7 @@ def report_context(
         "class_tables": class_tables(metrics_tasks),
         "pair_measures": measure_table("All measures of pairs of photos", kinds) if kinds else None,
         "charts": report_charts(results),
-        "differentials": [
-            differential_table(kind, block["differentials"])
-            for kind, block in kinds.items()
-            if block.get("differentials")
-        ],
+        "differentials": differential_tables(metrics_tasks),
         "worst": worst,
         "everybody": everybody,
         "photos": photos,
