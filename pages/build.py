@@ -251,6 +251,17 @@ def class_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def leakage_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the shares of photos that are close to training photos; None if unknown."""
+    if not metrics.get("leakage"):
+        return None
+    return Table(
+        "Leakage: evaluated photos that are close to training photos",
+        ["in train", "share of photos"],
+        wording.leakage_rows(metrics["leakage"]),
+    )
+
+
 def people_tables(results: Results) -> tuple[Table, Table]:
     """Return the people with the most errors, and everybody, worst first."""
     people = pd.Series(results.arrays["people"])
@@ -452,7 +463,6 @@ def report_context(
     metrics_tasks, pairs = metrics["tasks"], wording.pairs_of(metrics["tasks"])
     kinds = {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
     lines = wording.headlines(metrics_tasks)
-    leakage = metrics.get("leakage")
     worst, everybody = people_tables(results)
     return {
         "title": f"Hands: {metrics['aspect']}, {metrics['split']}, protocol {metrics['protocol']}",
@@ -465,13 +475,7 @@ def report_context(
         "one_session": wording.ONE_SESSION if kinds else "",
         "explain_baselines": wording.explain_baselines(wording.is_unseen(metrics)),
         "baselines": baseline_tables(lines),
-        "leakage": Table(
-            "Leakage: evaluated photos that are close to training photos",
-            ["in train", "share of photos"],
-            wording.leakage_rows(leakage),
-        )
-        if leakage
-        else None,
+        "leakage": leakage_table(metrics),
         "task_measures": measure_table(
             "All measures of classification", {task: metrics_tasks[task] for task in results.tasks}
         )

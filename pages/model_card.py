@@ -19,7 +19,7 @@ from engine.checkpoint import read_run
 from measures.intervals import FEW_PEOPLE
 from measures.registry import MEASURES, PAIR_KINDS
 from pages import wording
-from pages.build import differential_tables, read_metrics, write_page
+from pages.build import differential_tables, leakage_table, read_metrics, write_page
 from pages.charts import Table
 from pages.wording import Headline, capitalize, name_of
 
@@ -246,6 +246,7 @@ def write_model_card(folder: Path) -> Path:
         "warnings": wording.warnings(metrics),
         "model": model_table(metrics, run),
         "trained": training_table(run),
+        "leakage": leakage_table(metrics),
         "results": result_table(wording.headlines(metrics["tasks"])),
         "groups": group_table(metrics),
         "few_people": few_people(metrics),
