@@ -121,13 +121,15 @@ def matrix_row(check: Check, metrics: Mapping[str, Any]) -> list[str]:
         return [check.characteristic, names, "–", check.criterion, "–", NOT_MEASURED, "–"]
     lines = wording.headlines(metrics["tasks"])
     eer = next((x for x in lines if (x.part, x.measure.key) == (check.kind, "eer")), None)
-    met = check.is_met(block, eer)
+    unseen = wording.is_unseen(metrics)  # who was trained on validates nothing
+    met = check.is_met(block, eer) if unseen else None
+    pairs = f"{block['n_genuine']:,} genuine, {block['n_impostor']:,} impostor"
     return [
         check.characteristic,
         names,
         check.figure or "–",
         check.criterion,
-        f"{name_of(check.kind)}: {block['n_genuine']:,} genuine, {block['n_impostor']:,} impostor",
+        f"{name_of(check.kind)}: {pairs}" + ("" if unseen else ", people seen in training"),
         "; ".join(results) + (f"; {NOT_MEASURED}: {', '.join(missing)}" if missing else ""),
         "–" if met is None else "met" if met else "not met",
     ]
