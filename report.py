@@ -3,10 +3,10 @@
     python report.py --results checkpoints/<run>/checkpoint-000030-best-dorsal_dr-val
     python report.py --run_dir checkpoints/<run>
 
-writes report.html, confusion_<task>.png and sample_grid.png into the evaluation's folder, or
-training.html into the run's. A report is a single file that opens offline. Small photos are
-embedded from the folder that metrics.json names, or from --photos; --no_photos leaves these
-biometric data out.
+writes report.html, confusion_<task>.png and sample_grid.png into the evaluation's folder (with
+--model_card also model_card.html), or training.html into the run's. A report is a single file that
+opens offline. Small photos are embedded from the folder that metrics.json names, or from --photos;
+--no_photos leaves these biometric data out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pages.build import read_metrics, write_report, write_training_report
+from pages.model_card import write_model_card
 from utils import flag, one_line_errors, parse_config
 
 
@@ -34,13 +35,17 @@ class ReportConfig:
         None, "of --results: folder of the photos (default: as metrics.json says)", metavar="DIR"
     )
     no_photos: bool = flag(False, "of --results: leave out photos, which are biometric data")
+    model_card: bool = flag(
+        False, "of --results: also write model_card.html, with a validation matrix"
+    )
 
     def __post_init__(self) -> None:
         """Refuse none or both of the folders, and flags that would have no effect."""
         if (self.results is None) == (self.run_dir is None):
             raise ValueError("give one of --results and --run_dir")
-        if self.results is None and (self.photos is not None or self.no_photos):
-            raise ValueError("--photos and --no_photos need --results")
+        of_results = self.photos is not None or self.no_photos or self.model_card
+        if self.results is None and of_results:
+            raise ValueError("--photos, --no_photos and --model_card need --results")
         if self.photos is not None and self.no_photos:
             raise ValueError("give --photos or --no_photos, not both")
         if self.photos is not None and not self.photos.is_dir():
@@ -65,11 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(ReportConfig, __doc__, argv)
     if config.results is not None:
         photos, why_none = photo_folder(config, config.results)
-        written = write_report(config.results, photos=photos, why_none=why_none)
+        print(f"wrote {write_report(config.results, photos=photos, why_none=why_none)}")
+        if config.model_card:
+            print(f"wrote {write_model_card(config.results)}")
     else:
         assert config.run_dir is not None
-        written = write_training_report(config.run_dir)
-    print(f"wrote {written}")
+        print(f"wrote {write_training_report(config.run_dir)}")
     return 0
 
 

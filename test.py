@@ -407,6 +407,29 @@ def distractor_arrays(
     }
 
 
+def val_arrays(
+    config: EvalConfig, state: State, scope: Scope, predictor: Predictor
+) -> dict[str, np.ndarray]:
+    """Return embeddings, people and frame numbers of val, on whose people thresholds are set.
+
+    Empty unless unseen people of test are matched, the people of val are unseen too, and val is
+    unchanged since the training.
+    """
+    path = scope.files.split("val")
+    unseen = scope.is_matched and "val" in PROTOCOLS[scope.files.protocol].unseen
+    if scope.split != "test" or not unseen or not path.is_file():
+        return {}
+    samples = read_split(scope.files, "val", state)
+    if fingerprint(samples) != state["fingerprints"]["val"]:
+        return {}
+    check_photos(samples, scope.files.photos, path)
+    return {
+        "val_embedding": predict(config, predictor, samples, scope.files.photos).embeddings,
+        "val_people": samples["id"].to_numpy(str),
+        "val_frame_number": frame_numbers(samples["name"]).to_numpy(),
+    }
+
+
 def training_arrays(
     config: EvalConfig, state: State, scope: Scope, predictor: Predictor
 ) -> dict[str, np.ndarray]:
@@ -542,6 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arrays = {
         **build_arrays(scope, predictions, predictor, state["training"]),
         **training_arrays(config, state, scope, predictor),
+        **val_arrays(config, state, scope, predictor),
         **galleries,
         **distractor_arrays(config, scope, predictor, galleries),
     }

@@ -293,6 +293,29 @@ def people_cllr(
     )
 
 
+def people_pair_rate(
+    events: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    people: np.ndarray,
+    *,
+    genuine: bool,
+) -> PeopleMeasure:
+    """Return the fraction of the genuine, or of the impostor pairs with an event.
+
+    Args:
+        events: (M,) bool of the pairs.
+        first: as of `pair_means`.
+        second: as of `pair_means`.
+        people: as of `pair_means`.
+        genuine: of genuine pairs, else of impostor pairs.
+    """
+    means = pair_means(events.astype(np.float64), first, second, people)
+    of_weights = means.genuine if genuine else means.impostor
+    shares = means.genuine_shares if genuine else means.impostor_shares
+    return PeopleMeasure(means.people, of_weights, shares, len(people))
+
+
 def people_misleading(
     log_ratios: np.ndarray,
     first: np.ndarray,
@@ -313,12 +336,8 @@ def people_misleading(
             log10(LR) > beyond.
         beyond: at least 0.
     """
-    against = -log_ratios if genuine else log_ratios
-    misleading = (against > beyond * np.log(10)).astype(np.float64)
-    means = pair_means(misleading, first, second, people)
-    of_weights = means.genuine if genuine else means.impostor
-    shares = means.genuine_shares if genuine else means.impostor_shares
-    return PeopleMeasure(means.people, of_weights, shares, len(people))
+    misleading = (-log_ratios if genuine else log_ratios) > beyond * np.log(10)
+    return people_pair_rate(misleading, first, second, people, genuine=genuine)
 
 
 def pav_posterior(scores: np.ndarray, genuine: np.ndarray) -> np.ndarray:

@@ -22,7 +22,10 @@ from measures.intervals import (
     interval_of,
     paired_difference,
 )
+from measures.likelihood_ratio import people_pair_rate
 from measures.pairs import (
+    FALSE_MATCH_RATES,
+    Comparisons,
     PairScores,
     cosine_similarity,
     extended_ranks,
@@ -295,7 +298,14 @@ def pair_scores(arrays: Arrays, excluded_gap: int) -> PairScores:
         extended_ranks=extended,
         retrieval=retrieve(similarity, people),
         photos=np.arange(len(people)),
+        val=pair_scores(val_arrays(arrays), excluded_gap) if "val_embedding" in arrays else None,
     )
+
+
+def val_arrays(arrays: Arrays) -> Arrays:
+    """Return the arrays of val's photos; its gallery is the first photo of each person."""
+    found = {key: arrays[f"val_{key}"] for key in ("embedding", "people", "frame_number")}
+    return found | {"galleries": np.unique(found["people"], return_index=True)[1][None]}
 
 
 def pair_kinds(arrays: Arrays) -> Iterator[tuple[str, PairScores]]:
@@ -339,9 +349,65 @@ def compute_pairs(arrays: Arrays) -> dict[str, Any]:
         if metrics[kind]["likelihood_ratio"] is not None:
             metrics[kind]["likelihood_ratio"]["calibrated_on"] = CALIBRATED_ON
         metrics[kind]["groups"] = compute_groups(measures, scores, read_groups(arrays))
+        metrics[kind]["differentials"] = compute_differentials(scores, read_groups(arrays))
     if "galleries" in arrays:
         metrics["n_galleries"] = len(arrays["galleries"])
     return metrics
+
+
+def compute_differentials(
+    scores: PairScores, groups: Mapping[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """Return FMR and FNMR of the pairs of every two groups, all at one threshold.
+
+    It is the threshold of the lowest of `FALSE_MATCH_RATES` that enough pairs of different people
+    support; None if there is none.
+
+    Args:
+        scores: of (N,) photos.
+        groups: grouping -> (N,) group of each photo.
+
+    Source: ISO/IEC 19795-10:2024, performance variation across demographic groups.
+    """
+    thresholds = {fmr: scores.match_threshold(fmr) for fmr in FALSE_MATCH_RATES}
+    supported = [fmr for fmr, threshold in thresholds.items() if not np.isnan(threshold)]
+    if not supported:
+        return None
+    threshold, pairs, found = thresholds[min(supported)], scores.pairs, {}
+    for grouping, labels in groups.items():
+        names, group = np.unique(labels, return_inverse=True)
+        low, high = np.sort([group[pairs.first], group[pairs.second]], axis=0)
+        few = [len(np.unique(scores.people[labels == name])) < FEW_PEOPLE for name in names]
+        found[grouping] = {
+            str(one): {
+                str(names[j]): differential(
+                    pairs.of((low == i) & (high == j)), threshold, few=few[i] or few[j]
+                )
+                for j in range(i, len(names))
+            }
+            for i, one in enumerate(names)
+        }
+    return {"fmr": min(supported), "threshold": threshold, "groups": found}
+
+
+def differential(pairs: Comparisons, threshold: float, *, few: bool) -> dict[str, dict[str, float]]:
+    """Return FMR and FNMR of pairs at a threshold, with intervals over people.
+
+    Rates are NaN if a group has few people, or fewer than `FEW_PEOPLE` are in the pairs.
+    """
+    cell = {}
+    for key, genuine in (("fmr", False), ("fnmr", True)):
+        part = pairs.of(pairs.genuine == genuine)
+        wrong = (part.score > threshold) != genuine
+        interval = interval_of(people_pair_rate(wrong, *part[1:], genuine=genuine))
+        ends = dict(zip(("value", "low", "high"), interval, strict=False))
+        hidden = few or interval.n_people < FEW_PEOPLE
+        cell[key] = {
+            **(dict.fromkeys(ends, np.nan) if hidden else ends),
+            "n_pairs": len(wrong),
+            "n_people": interval.n_people,
+        }
+    return cell
 
 
 # ----------------------------------------------------------------------------- JSON

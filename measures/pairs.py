@@ -18,11 +18,18 @@ from scipy.sparse import csr_array
 
 from measures.classes import ratio
 from measures.intervals import PeopleMeasure, normalised, people_mean
-from measures.likelihood_ratio import CrossCalibration, cross_calibrate, people_misleading
+from measures.likelihood_ratio import (
+    CrossCalibration,
+    cross_calibrate,
+    people_misleading,
+    people_pair_rate,
+)
 
 BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from one video
 
 OPEN_SET_SEED = 0  # of the choice of the people enrolled
+
+FALSE_MATCH_RATES = (0.1, 0.01, 0.001)  # that thresholds are set at
 
 MIN_FALSE_MATCHES = 30  # pairs of people, or people not enrolled, that a threshold must rest on
 
@@ -221,15 +228,52 @@ def weighted_fnir(
         weights: how often the search counts.
         fpir: in (0, 1).
     """
-    inside = mate > -np.inf
-    order = np.flatnonzero(outside)[np.argsort(-other[outside])]
-    searches = np.cumsum(weights[order])
-    if not len(order) or searches[-1] * fpir < 1 or not weights[inside].any():
+    threshold = threshold_at(other[outside], weights[outside], fpir)
+    return open_set_rates(mate, other, outside, weights, threshold)[0]
+
+
+def threshold_at(scores: np.ndarray, weights: np.ndarray, rate: float) -> float:
+    """Return the lowest of the scores that at most `rate` of them exceed.
+
+    NaN with fewer than 1 / rate scores.
+
+    Args:
+        scores: (N,).
+        weights: (N,) how often each score counts.
+        rate: in (0, 1).
+    """
+    order = np.argsort(-scores)
+    counts = np.cumsum(weights[order])
+    if not len(order) or counts[-1] * rate < 1:
         return np.nan
-    # a score must exceed that of the first search that would be one too many
-    threshold = other[order][np.argmax(searches / searches[-1] > fpir)]
-    found = (mate > threshold) & (mate > other)
-    return float(1 - np.average(found[inside], weights=weights[inside]))
+    # a score must exceed the first that would be one too many
+    return float(scores[order][np.argmax(counts / counts[-1] > rate)])
+
+
+class OpenSetRates(NamedTuple):
+    """False negative and false positive identification rate; NaN without a search of the kind."""
+
+    fnir: float
+    fpir: float
+
+
+def open_set_rates(
+    mate: np.ndarray, other: np.ndarray, outside: np.ndarray, weights: np.ndarray, threshold: float
+) -> OpenSetRates:
+    """Return the rates of searches that return somebody above a threshold; NaN for one of NaN.
+
+    Arguments as of `weighted_fnir`.
+    """
+    missed = ~((mate > threshold) & (mate > other))
+    kinds = ((missed, mate > -np.inf), (other > threshold, outside))
+    return OpenSetRates(
+        *(
+            float(np.average(errors[rows], weights=weights[rows]))
+            if weights[rows].any() and not np.isnan(threshold)
+            else np.nan
+            for errors, rows in kinds
+        )
+    )
 
 
 class OpenSetSearch:
@@ -250,14 +294,27 @@ class OpenSetSearch:
         scores = np.take_along_axis(others, ranking, axis=1)
         self._scores = np.hstack([scores, np.full(nobody.shape, -np.inf)])
 
-    def fnir(self, weights: np.ndarray, fpir: float) -> float:
-        """Return FNIR at `fpir`; people with weight 0 neither search nor are in the gallery."""
+    def other(self, weights: np.ndarray) -> np.ndarray:
+        """Return the similarity to the best of the others, (N,); people of weight 0 are not there.
+
+        Args:
+            weights: of the people.
+        """
         kept = np.append(weights > 0, True)  # nobody is the last
         rows, place = np.arange(len(self.query)), np.zeros(len(self.query), dtype=np.int64)
         while (left_out := ~kept[self._ranked[rows, place]]).any():
             place += left_out
-        other = self._scores[rows, place]
-        return weighted_fnir(self.mate, other, self.outside, weights[self.query], fpir)
+        return self._scores[rows, place]
+
+    def fnir(self, weights: np.ndarray, fpir: float) -> float:
+        """Return FNIR at `fpir`; people with weight 0 neither search nor are in the gallery."""
+        searches = (self.mate, self.other(weights), self.outside, weights[self.query])
+        return weighted_fnir(*searches, fpir)
+
+    def rates(self, weights: np.ndarray, threshold: float) -> OpenSetRates:
+        """Return the rates at a threshold; people with weight 0 as in `fnir`."""
+        searches = (self.mate, self.other(weights), self.outside, weights[self.query])
+        return open_set_rates(*searches, threshold)
 
 
 # ----------------------------------------------------------------------------- verification
@@ -275,6 +332,12 @@ class Comparisons(NamedTuple):
     def genuine(self) -> np.ndarray:
         """Whether each pair shows one person, (M,) bool."""
         return self.people[self.first] == self.people[self.second]
+
+    def of(self, rows: np.ndarray) -> Comparisons:
+        """Return some of the pairs, (M,) bool, with their photos alone."""
+        photos = np.union1d(self.first[rows], self.second[rows])
+        first, second = (np.searchsorted(photos, x[rows]) for x in (self.first, self.second))
+        return Comparisons(self.score[rows], first, second, self.people[photos])
 
 
 def compare_all(similarity: np.ndarray, people: np.ndarray) -> Comparisons:
@@ -424,6 +487,7 @@ class PairScores:
     extended_ranks: (N, n_draws) ranks in extended galleries; None: there are no distractors.
     retrieval: of all photos.
     photos: (n,) indices of the photos that are measured.
+    val: scores of other unseen people, on whom thresholds are set; None: there are none.
     """
 
     similarity: np.ndarray
@@ -434,6 +498,7 @@ class PairScores:
     extended_ranks: np.ndarray | None
     retrieval: Retrieval
     photos: np.ndarray
+    val: PairScores | None = None
 
     def of(self, rows: np.ndarray) -> PairScores:
         """Return the scores of some of the photos that are measured, (n,) indices of these."""
@@ -452,6 +517,7 @@ class PairScores:
             "galleries": len(self.galleries) > 0,
             "distractors": self.extended_ranks is not None,
             "calibration": self.calibration is not None,
+            "val": self.val is not None,
         }
         return tuple(need for need, found in exists.items() if found)
 
@@ -522,32 +588,107 @@ class PairScores:
         hits = rank_hits(self.query_ranks, k)
         return hits if k < self.galleries.shape[1] else np.full_like(hits, np.nan)
 
-    def open_set_fnir(self, fpir: float) -> PeopleMeasure:
-        """Return FNIR at `fpir`, averaged over the galleries.
+    @cached_property
+    def searches(self) -> list[OpenSetSearch]:
+        """The open-set searches in each gallery; people are numbered in sorted order.
 
         Half of the people of each gallery, drawn at random, are enrolled; the photos that are not
-        in the gallery search for them. A person with weight 0 neither searches nor is enrolled.
-
-        NaN with fewer than `MIN_FALSE_MATCHES` / fpir people outside the galleries, as in
-        `Verification.fnmr_at_fmr`: searches for the same person are not independent.
+        in the gallery search for them.
         """
-        names, person = np.unique(self.all_people, return_inverse=True)
+        _, person = np.unique(self.all_people, return_inverse=True)
         random, searches = np.random.default_rng(OPEN_SET_SEED), []
-        counts = np.zeros(len(names))
         for gallery in self.galleries:
             enrolled = random.permutation(gallery)[: self.n_enrolled]
             query = np.setdiff1d(self.photos, gallery)
             similarity = self.similarity[np.ix_(query, enrolled)]
-            search = OpenSetSearch(similarity, person[query], person[enrolled])
-            searches.append(search)
-            counts += np.bincount(search.query[~search.outside], minlength=len(names))
-        enough = self.n_outside * fpir >= MIN_FALSE_MATCHES
+            searches.append(OpenSetSearch(similarity, person[query], person[enrolled]))
+        return searches
+
+    def open_set_fnir(self, fpir: float) -> PeopleMeasure:
+        """Return FNIR at `fpir`, averaged over the galleries.
+
+        A person with weight 0 neither searches nor is enrolled. NaN with fewer than
+        `MIN_FALSE_MATCHES` / fpir people outside the galleries, as in `Verification.fnmr_at_fmr`:
+        searches for the same person are not independent.
+        """
+        known = self.n_outside * fpir >= MIN_FALSE_MATCHES
+        return self._open_set(lambda search, w: search.fnir(w, fpir), outside=False, known=known)
+
+    def open_set_at_val(self, fpir: float, *, outside: bool) -> PeopleMeasure:
+        """Return FNIR, or FPIR, at the threshold where val has `fpir`, averaged over the galleries.
+
+        NaN where val has no threshold, as `open_set_fnir`.
+
+        Args:
+            fpir: in (0, 1).
+            outside: return FPIR.
+        """
+        threshold = self.people_of_val.open_set_threshold(fpir)
+
+        def rate(search: OpenSetSearch, weights: np.ndarray) -> float:
+            return search.rates(weights, threshold)[int(outside)]
+
+        return self._open_set(rate, outside=outside, known=not np.isnan(threshold))
+
+    def _open_set(
+        self,
+        rate: Callable[[OpenSetSearch, np.ndarray], float],
+        *,
+        outside: bool,
+        known: bool,
+    ) -> PeopleMeasure:
+        """Return the mean over the galleries of a rate of searches; NaN unless it is `known`.
+
+        Args:
+            rate: of a gallery's searches for weights of the people.
+            outside: whether it is a rate of the searches for people who are not enrolled.
+            known: whether there are enough people.
+        """
+        names = np.unique(self.all_people)
+        queries = [search.query[search.outside == outside] for search in self.searches]
+        counts = np.bincount(np.concatenate(queries), minlength=len(names))
 
         def of_weights(weights: np.ndarray) -> np.ndarray:
-            if not enough:
+            if not known:
                 return np.full(len(weights), np.nan)
-            rates = np.array([[search.fnir(row, fpir) for search in searches] for row in weights])
+            rates = np.array([[rate(search, row) for search in self.searches] for row in weights])
             return ratio(np.nansum(rates, axis=1), (~np.isnan(rates)).sum(axis=1))
 
-        shares = normalised(counts[:, None])
-        return PeopleMeasure(names, of_weights, shares, len(self.photos))
+        return PeopleMeasure(names, of_weights, normalised(counts[:, None]), len(self.photos))
+
+    # ------------------------------------------------------------------ thresholds
+
+    @property
+    def people_of_val(self) -> PairScores:
+        """The scores on which thresholds are set."""
+        if self.val is None:
+            raise ValueError("thresholds of val need the embeddings of val")
+        return self.val
+
+    def open_set_threshold(self, fpir: float) -> float:
+        """Return the threshold of all open-set searches at `fpir`; NaN as `open_set_fnir`."""
+        if self.n_outside * fpir < MIN_FALSE_MATCHES:
+            return np.nan
+        everybody = np.ones(len(np.unique(self.all_people)))
+        scores = [search.other(everybody)[search.outside] for search in self.searches]
+        return threshold_at(np.concatenate(scores), np.ones(sum(map(len, scores))), fpir)
+
+    def match_threshold(self, fmr: float) -> float:
+        """Return the similarity that `fmr` of the impostor pairs exceed.
+
+        NaN with too few pairs of different people, as `Verification.fnmr_at_fmr`.
+        """
+        if self.verification.n_person_pairs * fmr < MIN_FALSE_MATCHES:
+            return np.nan
+        impostor = self.pairs.score[~self.pairs.genuine]
+        return threshold_at(impostor, np.ones(len(impostor)), fmr)
+
+    def match_rate_at_val(self, fmr: float, *, genuine: bool) -> PeopleMeasure:
+        """Return FNMR (of genuine pairs), or FMR, at the threshold where val has `fmr`.
+
+        NaN where val has no threshold.
+        """
+        threshold = self.people_of_val.match_threshold(fmr)
+        matched = self.pairs.score > threshold
+        errors = np.where(np.isnan(threshold), np.nan, matched != genuine)
+        return people_pair_rate(errors, *self.pairs[1:], genuine=genuine)

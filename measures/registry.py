@@ -12,6 +12,7 @@ pairs          `pairs.PairScores`: similarities of all pairs of photos
 galleries      the same, where galleries were drawn (unseen people)
 distractors    the same, where the galleries are also extended by distractors
 calibration    the same, of unseen people, if they are enough to calibrate likelihood ratios
+val            the same, where val has other unseen people, on whom thresholds are set
 
 The function returns a number, or a `intervals.PeopleMeasure`, which adds a 95 % confidence interval
 over people. Only the latter can be a headline.
@@ -34,7 +35,7 @@ from measures.intervals import (
     people_mean,
     people_roc_auc,
 )
-from measures.pairs import BURST
+from measures.pairs import BURST, FALSE_MATCH_RATES, MIN_FALSE_MATCHES
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ COUNT = Unit("", 1, 0, "count")
 NUMBER = Unit("", 1, 3)
 LOG10_RATIO = Unit("", 1, 2, words=likelihood_ratio.verbal_equivalent)
 
+OPEN_SET_RATES = (0.01, 0.1)  # FPIR
+
 CLASS_NEEDS = ("classes", "probabilities", "two classes", "people", "ages")
-PAIR_NEEDS = ("pairs", "galleries", "distractors", "calibration")
+PAIR_NEEDS = ("pairs", "galleries", "distractors", "calibration", "val")
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,93 @@ class Measure:
         if self.needs not in (*CLASS_NEEDS, *PAIR_NEEDS):
             known = ", ".join((*CLASS_NEEDS, *PAIR_NEEDS))
             raise ValueError(f"measure {self.key} needs {self.needs!r}. Known: {known}")
+
+
+def _fnmr_at_fmr(rate: float) -> Measure:
+    """Return the row of FNMR at a false match rate of the evaluated people."""
+    return Measure(
+        f"fnmr_at_fmr_{rate:g}",
+        f"FNMR at FMR {100 * rate:g} %",
+        "False non-match rate (genuine pairs rejected) at the threshold that accepts"
+        f" {100 * rate:g} % of the impostor pairs (false match rate). Needs"
+        f" {MIN_FALSE_MATCHES / rate:,.0f} pairs of different people, so that {MIN_FALSE_MATCHES}"
+        " of them may match falsely.",
+        lambda s: s.verification.fnmr_at_fmr(rate),
+        needs="pairs",
+        higher_is_better=False,
+    )
+
+
+def _fnir_at_fpir(rate: float) -> Measure:
+    """Return the row of FNIR at a false positive identification rate of the evaluated people."""
+    return Measure(
+        f"fnir_at_fpir_{rate:g}",
+        f"FNIR at FPIR {100 * rate:g} %",
+        "Open-set search: false negative identification rate (enrolled people not found) at the"
+        f" threshold where {100 * rate:g} % of the searches for people who are not enrolled return"
+        f" somebody. Needs {MIN_FALSE_MATCHES / rate:,.0f} people who are not enrolled, so that"
+        f" {MIN_FALSE_MATCHES} of them may match falsely.",
+        lambda s: s.open_set_fnir(rate),
+        needs="galleries",
+        higher_is_better=False,
+        block="open_set",
+    )
+
+
+def _at_val_fmr(rate: float) -> tuple[Measure, Measure]:
+    """Return the rows of FNMR and FMR at the threshold of a false match rate on val."""
+    place = f"at the threshold of FMR {100 * rate:g} % on val"
+    return (
+        Measure(
+            f"fnmr_at_val_fmr_{rate:g}",
+            f"FNMR {place}",
+            f"False non-match rate at the threshold that {100 * rate:g} % of the impostor pairs of"
+            f" val exceed, which shows other people. Needs {MIN_FALSE_MATCHES / rate:,.0f} pairs of"
+            " different people in val.",
+            lambda s: s.match_rate_at_val(rate, genuine=True),
+            needs="val",
+            higher_is_better=False,
+            block="val_threshold",
+        ),
+        Measure(
+            f"fmr_at_val_fmr_{rate:g}",
+            f"FMR {place}",
+            "False match rate of the evaluated people at that threshold, which aims at"
+            f" {100 * rate:g} %.",
+            lambda s: s.match_rate_at_val(rate, genuine=False),
+            needs="val",
+            higher_is_better=False,
+            block="val_threshold",
+        ),
+    )
+
+
+def _at_val_fpir(rate: float) -> tuple[Measure, Measure]:
+    """Return the rows of FNIR and FPIR at the threshold of an FPIR on val."""
+    place = f"at the threshold of FPIR {100 * rate:g} % on val"
+    return (
+        Measure(
+            f"fnir_at_val_fpir_{rate:g}",
+            f"FNIR {place}",
+            f"False negative identification rate at the threshold that {100 * rate:g} % of the"
+            " searches for people of val who are not enrolled exceed. Needs"
+            f" {MIN_FALSE_MATCHES / rate:,.0f} such people in val.",
+            lambda s: s.open_set_at_val(rate, outside=False),
+            needs="val",
+            higher_is_better=False,
+            block="val_threshold",
+        ),
+        Measure(
+            f"fpir_at_val_fpir_{rate:g}",
+            f"FPIR {place}",
+            "False positive identification rate of the evaluated people at that threshold, which"
+            f" aims at {100 * rate:g} %. It rises with the number of people enrolled.",
+            lambda s: s.open_set_at_val(rate, outside=True),
+            needs="val",
+            higher_is_better=False,
+            block="val_threshold",
+        ),
+    )
 
 
 _ROWS = (
@@ -288,26 +378,7 @@ _ROWS = (
         headline=True,
         chance=lambda s: 0.5,  # of scores that are independent of the person
     ),
-    Measure(
-        "fnmr_at_fmr_0.01",
-        "FNMR at FMR 1 %",
-        "False non-match rate (genuine pairs rejected) at the threshold that accepts 1 % of the"
-        " impostor pairs (false match rate). Needs 3,000 pairs of different people, so that 30 of"
-        " them may match falsely.",
-        lambda s: s.verification.fnmr_at_fmr(0.01),
-        needs="pairs",
-        higher_is_better=False,
-    ),
-    Measure(
-        "fnmr_at_fmr_0.001",
-        "FNMR at FMR 0.1 %",
-        "False non-match rate (genuine pairs rejected) at the threshold that accepts 0.1 % of the"
-        " impostor pairs (false match rate). Needs 30,000 pairs of different people, so that 30 of"
-        " them may match falsely.",
-        lambda s: s.verification.fnmr_at_fmr(0.001),
-        needs="pairs",
-        higher_is_better=False,
-    ),
+    *(_fnmr_at_fmr(rate) for rate in FALSE_MATCH_RATES),
     Measure(
         "rank_1",
         "rank-1",
@@ -421,28 +492,7 @@ _ROWS = (
         higher_is_better=False,
         block="extended_gallery",
     ),
-    Measure(
-        "fnir_at_fpir_0.01",
-        "FNIR at FPIR 1 %",
-        "Open-set search: false negative identification rate (enrolled people not found) at the"
-        " threshold where 1 % of the searches for people who are not enrolled return somebody."
-        " Needs 3,000 people who are not enrolled, so that 30 of them may match falsely.",
-        lambda s: s.open_set_fnir(0.01),
-        needs="galleries",
-        higher_is_better=False,
-        block="open_set",
-    ),
-    Measure(
-        "fnir_at_fpir_0.1",
-        "FNIR at FPIR 10 %",
-        "Open-set search: false negative identification rate (enrolled people not found) at the"
-        " threshold where 10 % of the searches for people who are not enrolled return somebody."
-        " Needs 300 people who are not enrolled, so that 30 of them may match falsely.",
-        lambda s: s.open_set_fnir(0.1),
-        needs="galleries",
-        higher_is_better=False,
-        block="open_set",
-    ),
+    *(_fnir_at_fpir(rate) for rate in OPEN_SET_RATES),
     Measure(
         "n_draws",
         "random galleries",
@@ -470,6 +520,8 @@ _ROWS = (
         unit=COUNT,
         block="open_set",
     ),
+    *(row for rate in FALSE_MATCH_RATES for row in _at_val_fmr(rate)),
+    *(row for rate in OPEN_SET_RATES for row in _at_val_fpir(rate)),
     Measure(
         "calibration_people",
         "people in the smallest calibration set",

@@ -197,6 +197,44 @@ def measure_table(caption: str, blocks: Mapping[str, Mapping[str, Any]]) -> Tabl
     return Table(caption, ["95 % confidence interval in brackets", *map(name_of, blocks)], rows)
 
 
+def differential_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
+    """Return FMR and FNMR by group and pair of groups, a table for each kind of pairs."""
+    pairs = wording.pairs_of(metrics_tasks)
+    found = {kind: (pairs.get(kind) or {}).get("differentials") for kind in PAIR_KINDS}
+    return [_differential_table(kind, rates) for kind, rates in found.items() if rates]
+
+
+def _differential_table(kind: str, found: Mapping[str, Any]) -> Table:
+    """Return the table of one kind of pairs."""
+    rows = []
+    for grouping, groups in found["groups"].items():
+        for one, others in groups.items():
+            for other, cell in others.items():
+                name = one if one == other else f"{one} with {other}"
+                rows.append([f"{name_of(grouping)}: {name}"])
+                for rate in (cell["fmr"], cell["fnmr"]):
+                    ends = PERCENT.format_interval(rate["low"], rate["high"])
+                    counts = [f"{rate['n_pairs']:,}", str(rate["n_people"])]
+                    rows[-1] += [PERCENT.format(rate["value"]), ends, *counts]
+    interval = "95 % interval"
+    return Table(
+        f"FMR and FNMR by group, {name_of(kind)}: similarity above {found['threshold']:.3f}, which"
+        f" {PERCENT.format(found['fmr'])} of all impostor pairs exceed",
+        [
+            "group",
+            "FMR",
+            interval,
+            "impostor pairs",
+            "people",
+            "FNMR",
+            interval,
+            "genuine pairs",
+            "people",
+        ],
+        rows,
+    )
+
+
 def class_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
     """Return the people of each class, of the tasks in which a class has few."""
     return [
@@ -211,6 +249,17 @@ def class_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
         for task, block in metrics_tasks.items()
         if block and block.get("people_per_class")
     ]
+
+
+def leakage_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the shares of photos that are close to training photos; None if unknown."""
+    if not metrics.get("leakage"):
+        return None
+    return Table(
+        "Leakage: evaluated photos that are close to training photos",
+        ["in train", "share of photos"],
+        wording.leakage_rows(metrics["leakage"]),
+    )
 
 
 def people_tables(results: Results) -> tuple[Table, Table]:
@@ -414,7 +463,6 @@ def report_context(
     metrics_tasks, pairs = metrics["tasks"], wording.pairs_of(metrics["tasks"])
     kinds = {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
     lines = wording.headlines(metrics_tasks)
-    leakage = metrics.get("leakage")
     worst, everybody = people_tables(results)
     return {
         "title": f"Hands: {metrics['aspect']}, {metrics['split']}, protocol {metrics['protocol']}",
@@ -427,13 +475,7 @@ def report_context(
         "one_session": wording.ONE_SESSION if kinds else "",
         "explain_baselines": wording.explain_baselines(wording.is_unseen(metrics)),
         "baselines": baseline_tables(lines),
-        "leakage": Table(
-            "Leakage: evaluated photos that are close to training photos",
-            ["in train", "share of photos"],
-            wording.leakage_rows(leakage),
-        )
-        if leakage
-        else None,
+        "leakage": leakage_table(metrics),
         "task_measures": measure_table(
             "All measures of classification", {task: metrics_tasks[task] for task in results.tasks}
         )
@@ -443,6 +485,7 @@ def report_context(
         "class_tables": class_tables(metrics_tasks),
         "pair_measures": measure_table("All measures of pairs of photos", kinds) if kinds else None,
         "charts": report_charts(results),
+        "differentials": differential_tables(metrics_tasks),
         "worst": worst,
         "everybody": everybody,
         "photos": photos,

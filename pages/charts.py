@@ -25,7 +25,7 @@ from measures.likelihood_ratio import (
     tippett,
 )
 from measures.metrics_json import Arrays, pair_kinds
-from measures.pairs import Verification
+from measures.pairs import FALSE_MATCH_RATES, Verification
 from measures.registry import MEASURES, NUMBER, PERCENT, YEARS, Measure, Unit, pair_measures
 from pages.figures import (
     CELL_CLASSES,
@@ -52,8 +52,6 @@ PIXELS_PER_INCH = 96  # of CSS
 SVG_LIMIT = 120_000  # bytes; a picture with more points is smaller as PNG
 
 MAX_RANK = 20
-
-FALSE_MATCH_RATES = (0.1, 0.01, 0.001)
 
 TIPPETT_POINTS = 400
 

@@ -31,7 +31,7 @@ GENERAL_TERMS = {
     "95 % confidence interval": "Student's t with a jackknife over people (not over photos). It"
     " reflects the choice of people, not other cameras, sessions or populations. In simulated data"
     " with as many photos per person as in 11k Hands, 93 to 98 % of the intervals contain the true"
-    " value; of EER only 87 % (28 people) to 90 % (140 people).",
+    " value; of EER only 87 % (28 people) to 90 % (140 people), of FNMR at a threshold 85 to 89 %.",
     "Unseen people": "People without any photo in the training data.",
     "Genuine and impostor pairs": "Two photos of the same person; two photos of different people.",
     "False match rate (FMR)": "Fraction of impostor pairs whose similarity reaches the threshold.",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from pathlib import Path
 
 import pytest
-from made_up_results import PHOTO, made_up_metrics, write_photo, write_results, write_run
+from made_up_results import NASTY, PHOTO, made_up_metrics, write_photo, write_results, write_run
 
 import report
-from pages import build, charts
+from pages import build, charts, model_card
+from utils import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +37,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
         ([], "give one of --results and --run_dir"),
         (["--results", "a", "--run_dir", "b"], "give one of"),
         (["--run_dir", "b", "--no_photos"], "need --results"),
+        (["--run_dir", "b", "--model_card"], "need --results"),
         (["--results", "a", "--photos", ".", "--no_photos"], "not both"),
         (["--results", "a", "--photos", "nowhere"], "no such folder: --photos nowhere"),
     ],
@@ -141,3 +146,86 @@ def test_a_photo_that_cannot_be_read_is_named(
     error = error_of(capsys, "--results", str(folder), "--photos", str(photos))
     assert str(photos / PHOTO) in error
     assert "--no_photos" in error
+
+
+# ----------------------------------------------------------------------------- model card
+
+
+def text_of(folder: Path) -> str:
+    """Return the words of model_card.html."""
+    page = (folder / "model_card.html").read_text(encoding="utf-8").partition("</style>")[2]
+    assert NASTY not in page
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def numbers_of(nested: object) -> set[str]:
+    """Return the numbers of metrics.json as they may be printed: percent, years, bits."""
+    if isinstance(nested, dict):
+        return set().union(*map(numbers_of, nested.values()))
+    if not isinstance(nested, float):
+        return set()
+    return {f"{abs(factor * nested):.{n}f}" for factor in (1, 100) for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_every_number_of_a_model_card_is_in_metrics_json(tmp_path: Path, unseen: bool) -> None:
+    metrics = made_up_metrics(unseen)
+    folder = write_results(tmp_path / "evaluation", unseen=unseen)
+    assert report.main(["--results", str(folder), "--no_photos", "--model_card"]) == 0
+    assert (folder / "report.html").exists()
+    text = text_of(folder)
+    printed = set(re.findall(r"\d+\.\d+", text))
+    assert len(printed) > 20
+    assert printed <= numbers_of(metrics)
+    block = metrics["tasks"]["identity"]["matching" if unseen else "verification"]["all_pairs"]
+    if unseen:
+        found = block["likelihood_ratio"]
+        ends = [found["intervals"]["cllr"][end] for end in ("low", "high")]
+        expected = f"Cllr {found['cllr']:.3f} bits ({ends[0]:.3f} to {ends[1]:.3f} bits)"
+        assert f"{block['n_impostor']:,} impostor {expected}" in text
+    else:
+        assert "accuracy Cllr – whole interval" in text
+        assert "were seen in training, so likelihood ratios were not calibrated" in text
+        assert "not met" not in text
+        assert re.search(r"people seen in training EER [^–]*; not measured: minimum Cllr –", text)
+    assert "coherence: more photos of a hand, better photos not measured" in text
+    assert "generalization: other sessions, cameras and data sets not measured" in text
+    assert "Photos and people: not stated" in text  # without config.json
+
+
+@pytest.mark.parametrize(
+    ("high", "baseline", "decisions"),
+    [(0.9, 0.01, ["met", "met"]), (1.0, 0.01, ["not met", "met"]), (None, -0.01, ["–", "not met"])],
+)
+def test_the_whole_interval_meets_a_criterion_of_the_validation_matrix(
+    high: float | None, baseline: float, decisions: list[str]
+) -> None:
+    metrics = made_up_metrics(unseen=True)
+    block = metrics["tasks"]["identity"]["matching"]["all_pairs"]
+    block["likelihood_ratio"]["intervals"]["cllr"]["high"] = high
+    block["baselines"] = {name: {"eer": 0.5} for name in ("chance", "thumbnail")}
+    ends = {"low": -0.3, "high": -baseline}
+    block["differences_to_baselines"] = {"thumbnail": {"eer": ends}}
+    rows = {row[0]: row for row in model_card.validation_matrix(metrics).rows}
+    assert [rows[name][-1] for name in ("accuracy", "discriminating power")] == decisions
+    assert rows["calibration"][-1] == "–"
+
+
+def test_a_model_card_counts_the_people_trained_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    stored = json.loads((run / "config.json").read_text())
+    stored["label_space"] = {"identity": ["1", "2", "3"], "gender": ["female", "male"]}
+    stored["training"] = {
+        **{"people": ["1", "2", "3"], "mean_ages": [20.0] * 6},
+        "counts": {"identity": [5, 6, 7], "gender": [11, 7]},
+        "class_of_person": {"gender": [0, 0, 1]},
+    }
+    (run / "config.json").write_text(json.dumps(stored))
+    folder = write_results(run / "evaluation")
+    model_card.write_model_card(folder)
+    text = text_of(folder)
+    assert "all 18 3 gender: female 11 2 gender: male 7 1" in text
+    assert "identity (3 classes), gender (2 classes)" in text
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="config.json"):
+        model_card.write_model_card(folder)

@@ -330,6 +330,19 @@ def test_unseen_people_are_matched(
     baseline = found["all_pairs"]["baselines"]["thumbnail"]["eer"]
     assert baseline == pytest.approx(expected_eer.equal_error_rate().value)
 
+    assert found["all_pairs"]["val_threshold"].keys() >= {"fnir_at_val_fpir_0.1", "intervals"}
+    assert evaluate(disjoint_checkpoint, split_root, "--split", "val") == 0
+    of_val, arrays_of_val = metrics_of(disjoint_checkpoint, "val")
+    for name in ("embedding", "people", "frame_number"):
+        assert np.array_equal(arrays[f"val_{name}"], arrays_of_val[name])
+    matching_of_val = of_val["tasks"]["identity"]["matching"]["all_pairs"]
+    assert matching_of_val["val_threshold"] is None  # its people set thresholds
+
+    val = split_root / "trainval/subject-disjoint/dorsal_dr/fold_1/val.csv"
+    val.write_text("".join(val.read_text().splitlines(keepends=True)[:-1]))
+    assert evaluate(disjoint_checkpoint, split_root) == 0
+    assert "val_embedding" not in metrics_of(disjoint_checkpoint, "test")[1]
+
 
 def test_imagenet_features_are_a_baseline_where_the_weights_are(
     split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -390,6 +403,7 @@ def test_half_of_the_people_is_matched_in_galleries_with_distractors(
     assert metrics["leakage"]["person_in_train"] == 0
     matching = metrics["tasks"]["identity"]["matching"]
     assert matching["all_pairs"]["likelihood_ratio"] is None  # val shows people of train
+    assert matching["all_pairs"]["val_threshold"] is None
 
     vector_of: dict[str, np.ndarray] = {}
     for aspect in aspects:  # the embeddings of the distractors, evaluated as another aspect

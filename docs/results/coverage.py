@@ -6,7 +6,8 @@ simulates data sets with as many photos per person as dorsal_dr has (coverage_ph
 every headline measure and its interval as test.py does, and writes coverage.csv and coverage.md
 beside this file. People differ: each has a probability of being right, and a centre and a spread of
 embeddings. Rank-1 and mAP depend on the size of the gallery, so their truth is the mean over the
-repetitions; that of the other measures comes from a large simulated population.
+repetitions; that of the other measures comes from a large simulated population, as does a threshold
+at which FMR and FNMR are measured.
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from measures.classes import expected_age, softmax  # noqa: E402
-from measures.intervals import Interval, interval_of, people_average  # noqa: E402
+from measures.intervals import (  # noqa: E402
+    Interval,
+    PeopleMeasure,
+    interval_of,
+    people_average,
+)
+from measures.likelihood_ratio import people_pair_rate  # noqa: E402
 from measures.metrics_json import headline_measures  # noqa: E402
-from measures.pairs import cosine_similarity  # noqa: E402
+from measures.pairs import compare_all, cosine_similarity  # noqa: E402
 from measures.registry import MEASURES  # noqa: E402
 
 PHOTOS = pd.read_csv(FOLDER / "coverage_photos.csv")["photos"].to_numpy()  # of each person
@@ -47,6 +54,8 @@ SPREAD = 0.8, 0.35  # of photos about their person: median, standard deviation o
 DIMENSIONS = 32  # of embeddings
 
 N_GALLERIES = 10
+
+THRESHOLD_FMR = 0.1  # false match rate of the population, at the threshold of FMR and FNMR
 
 N_POPULATION = 200  # data sets of 140 people, whose impostor pairs are within a data set
 
@@ -132,19 +141,41 @@ def draw_folds(random: np.random.Generator, design: Design) -> list[Arrays]:
     return folds
 
 
-def measure_once(repetition: int, design: Design, seed: int) -> dict[Key, Interval]:
-    """Return each headline measure of a simulated data set, averaged over folds."""
+def rate_keys() -> dict[Key, bool]:
+    """Return the keys of rates at a threshold set on other people -> whether of genuine pairs."""
+    names = (("fmr", False), ("fnmr", True))
+    return {("identity", f"{name}_at_val_fmr_{THRESHOLD_FMR:g}"): kind for name, kind in names}
+
+
+def rates_at(arrays: Arrays, threshold: float) -> dict[Key, PeopleMeasure]:
+    """Return FMR and FNMR at a threshold that was set on other people."""
+    similarity = cosine_similarity(arrays["embedding"], arrays["embedding"])
+    np.fill_diagonal(similarity, -np.inf)
+    pairs = compare_all(similarity, arrays["people"])
+    return {
+        key: people_pair_rate((pairs.score > threshold) != genuine, *pairs[1:], genuine=genuine)
+        for key, genuine in rate_keys().items()
+    }
+
+
+def measure_once(
+    repetition: int, design: Design, seed: int, threshold: float
+) -> dict[Key, Interval]:
+    """Return each headline measure, and the rates at a threshold, averaged over folds."""
     random = np.random.default_rng([seed, repetition])
     tasks = ("identity", "gender", "age")
-    folds = [headline_measures(f, tasks, unseen=True) for f in draw_folds(random, design)]
+    folds = [
+        headline_measures(fold, tasks, unseen=True) | rates_at(fold, threshold)
+        for fold in draw_folds(random, design)
+    ]
     return {key: interval_of(people_average([fold[key] for fold in folds])) for key in folds[0]}
 
 
 # ----------------------------------------------------------------------------- truth
 
 
-def population_values(seed: int) -> dict[Key, float]:
-    """Return the measures of a large population that do not depend on the size of a gallery."""
+def population_values(seed: int) -> tuple[dict[Key, float], float]:
+    """Return the measures of a large population that need no gallery, and the threshold."""
     random = np.random.default_rng([seed, 10**6])
     parts, genuine, impostor = [], [], []
     for _ in range(N_POPULATION):
@@ -166,7 +197,12 @@ def population_values(seed: int) -> dict[Key, float]:
             }
         )
     photos = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {
+    mates, others = np.concatenate(genuine), np.concatenate(impostor)
+    threshold = float(np.quantile(others, 1 - THRESHOLD_FMR))
+    rates = (
+        float((mates <= threshold).mean()) if same else THRESHOLD_FMR for same in (False, True)
+    )
+    values = {
         ("identity", "balanced_accuracy"): photos["right"].mean(),  # people are alike
         ("gender", "balanced_accuracy"): balanced_accuracy_score(
             photos["gender"], photos["score"] > 0
@@ -174,8 +210,9 @@ def population_values(seed: int) -> dict[Key, float]:
         ("gender", "roc_auc"): roc_auc_score(photos["gender"], photos["score"]),
         ("age", "balanced_accuracy"): balanced_accuracy_score(photos["age"], photos["predicted"]),
         ("age", "mae_years"): photos["error"].mean(),
-        ("identity", "eer"): crossing(np.concatenate(genuine), np.concatenate(impostor)),
+        ("identity", "eer"): crossing(mates, others),
     }
+    return values | dict(zip(rate_keys(), rates, strict=True)), threshold
 
 
 def crossing(genuine: np.ndarray, impostor: np.ndarray) -> float:
@@ -253,11 +290,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2, help="parallel processes")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the tables")
     flags = parser.parse_args(argv)
-    truths = population_values(flags.seed)
+    truths, threshold = population_values(flags.seed)
     tables = []
     with ProcessPoolExecutor(flags.processes) as pool:
         for name, design in DESIGNS.items():
-            once = partial(measure_once, design=design, seed=flags.seed)
+            once = partial(measure_once, design=design, seed=flags.seed, threshold=threshold)
             found = list(pool.map(once, range(flags.repetitions), chunksize=5))
             tables.append(coverage_table(found, truths, name))
             print(tables[-1].to_string(index=False), flush=True)

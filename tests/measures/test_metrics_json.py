@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -17,11 +18,12 @@ from sklearn.metrics import balanced_accuracy_score
 from dataset_11k import TASKS, Task
 from measures import metrics_json, pairs
 from measures.classes import balanced_accuracy
-from measures.intervals import people_mean
+from measures.intervals import interval_of, people_mean, t_quantile
 from measures.likelihood_ratio import ScoreCalibration, fit_calibration
 from measures.metrics_json import (
     class_predictions,
     compute_metrics,
+    compute_pairs,
     headline_measures,
     pair_scores,
     people_per_class,
@@ -300,6 +302,133 @@ def test_open_set_is_the_mean_over_halves_of_the_galleries(
     assert measure.leave_one_out.std() > 0
     monkeypatch.setattr(pairs, "MIN_FALSE_MATCHES", scores.n_outside * 0.3 + 0.1)
     assert math.isnan(scores.open_set_fnir(0.3).value)  # one error rests on too few people
+
+
+def noisy(n_people: int, n_photos: int, seed: int) -> Arrays:
+    """Return arrays of unseen people whose genuine and impostor scores overlap."""
+    random, person = np.random.default_rng(seed), np.repeat(np.arange(n_people), n_photos)
+    rows = np.arange(len(person))
+    return {
+        "embedding": random.normal(size=(n_people, 6))[person] + random.normal(size=(len(rows), 6)),
+        "people": np.array([f"{seed}-{i:02}" for i in person]),
+        "frame_number": rows * 10.0,
+        "galleries": np.stack([np.flatnonzero(rows % n_photos == k) for k in (0, 1)]),
+    }
+
+
+def similarity_of(arrays: Arrays, one: np.int64, other: np.int64) -> float:
+    first, second = arrays["embedding"][[one, other]]
+    return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+
+
+def exceeded_by(scores: list[float], rate: float) -> float:
+    """Return the lowest score that at most `rate` of the scores exceed."""
+    return min(x for x in scores if sum(y > x for y in scores) <= rate * len(scores))
+
+
+def brute_pairs(arrays: Arrays, without: str = "") -> tuple[list[float], list[float]]:
+    """Return the scores of impostor and of genuine pairs."""
+    found: tuple[list[float], list[float]] = ([], [])
+    people = arrays["people"]
+    for i, j in itertools.combinations(np.flatnonzero(people != without), 2):
+        found[people[i] == people[j]].append(similarity_of(arrays, i, j))
+    return found
+
+
+def brute_searches(arrays: Arrays, without: str = "") -> list[list[tuple[float | None, float]]]:
+    """Return, of each gallery, the searches' scores: mate (None: not enrolled), best of others."""
+    random, people = np.random.default_rng(OPEN_SET_SEED), arrays["people"]
+    found: list[list[tuple[float | None, float]]] = []
+    for gallery in arrays["galleries"]:
+        enrolled = random.permutation(gallery)[: len(gallery) // 2]
+        found.append([])
+        for query in set(np.flatnonzero(people != without)) - set(gallery):
+            scores = {people[i]: similarity_of(arrays, query, i) for i in enrolled}
+            scores.pop(without, None)
+            mate = scores.pop(people[query], None)
+            found[-1].append((mate, max(scores.values())))
+    return found
+
+
+def test_thresholds_of_val_are_applied_to_the_evaluated_people(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pairs, "MIN_FALSE_MATCHES", 0.5)
+    val, arrays = noisy(10, 4, 1), noisy(12, 3, 2)
+    arrays |= {f"val_{key}": array for key, array in val.items() if key != "galleries"}
+    val["galleries"] = val["galleries"][:1]  # of val, the first photo of each person
+    scores = pair_scores(arrays, 0)
+    matched = exceeded_by(brute_pairs(val)[0], 0.1)
+    returned = exceeded_by([other for mate, other in brute_searches(val)[0] if mate is None], 0.1)
+
+    def expected(without: str = "") -> dict[str, float]:
+        impostor, genuine = brute_pairs(arrays, without)
+        missed, found = [], []
+        for searches in brute_searches(arrays, without):
+            inside = [(mate, other) for mate, other in searches if mate is not None]
+            missed.append(np.mean([mate <= max(returned, other) for mate, other in inside]))
+            found.append(np.mean([other > returned for mate, other in searches if mate is None]))
+        return {
+            "fnmr_at_val_fmr_0.1": float(np.mean([x <= matched for x in genuine])),
+            "fmr_at_val_fmr_0.1": float(np.mean([x > matched for x in impostor])),
+            "fnir_at_val_fpir_0.1": float(np.mean(missed)),
+            "fpir_at_val_fpir_0.1": float(np.mean(found)),
+        }
+
+    for key, value in expected().items():
+        measure = MEASURES[key].function(scores)
+        assert 0 < value < 1
+        assert measure.value == pytest.approx(value), key
+        for place, person in enumerate(measure.people):
+            assert measure.leave_one_out[place] == pytest.approx(expected(person)[key]), key
+    assert {measure.key for measure in MEASURES.values() if measure.needs == "val"} >= {*expected()}
+
+    monkeypatch.setattr(pairs, "MIN_FALSE_MATCHES", 4.6)  # 45 pairs of people, 5 not enrolled
+    for key in expected():
+        measure = MEASURES[key].function(scores)
+        assert math.isnan(measure.value)
+        assert math.isnan(interval_of(measure).low)
+
+
+def test_every_two_groups_have_their_rates_at_one_threshold() -> None:
+    arrays = noisy(40, 3, 3)
+    person = np.repeat(np.arange(40), 3)
+    arrays["group_hand"] = np.array(["few", "left", "right"])[np.digitize(person, [9, 21])]
+    arrays["group_ring"] = np.where(np.arange(120) % 3, "with", "without")  # 2 of 3 photos
+    found = to_json(compute_pairs(arrays))["all_pairs"]["differentials"]
+    assert found["fmr"] == 0.1  # 780 pairs of people: 78 may match falsely, at .01 only 8
+    assert found["threshold"] == pytest.approx(exceeded_by(brute_pairs(arrays)[0], 0.1))
+    similarity = pair_scores(arrays, 0).similarity
+
+    def errors(grouping: str, groups: set[str], key: str, without: int = -1) -> list[bool]:
+        labels = arrays[f"group_{grouping}"]
+        return [
+            (similarity[i, j] > found["threshold"]) == (key == "fmr")
+            for i, j in itertools.combinations(np.flatnonzero(person != without), 2)
+            if (person[i] == person[j]) == (key == "fnmr") and {labels[i], labels[j]} == groups
+        ]
+
+    for grouping, by_group in found["groups"].items():
+        for one, others in by_group.items():
+            for other, cell in others.items():
+                for key, rate in cell.items():
+                    expected = errors(grouping, {one, other}, key)
+                    assert rate["n_pairs"] == len(expected)
+                    few = "few" in (one, other) or not expected
+                    assert (rate["value"] is None) == (rate["high"] is None) == few
+                    assert few or rate["value"] == pytest.approx(np.mean(expected))
+    assert found["groups"]["hand"].keys() == {"few", "left", "right"}
+    cell = found["groups"]["hand"]["left"]["right"]
+    assert (cell["fmr"]["n_people"], cell["fnmr"]["n_pairs"]) == (12 + 19, 0)
+    assert found["groups"]["ring"]["with"]["without"]["fnmr"]["n_pairs"] == 40 * 2
+
+    rate, people = cell["fmr"], range(9, 40)
+    left_out = [np.mean(errors("hand", {"left", "right"}, "fmr", who)) for who in people]
+    error = math.sqrt(30 / 31 * sum((x - np.mean(left_out)) ** 2 for x in left_out))
+    effective = 1 / (12 * (0.5 / 12) ** 2 + 19 * (0.5 / 19) ** 2)  # each group: half of the pairs
+    distance = t_quantile(effective - 1) * error / rate["value"] / (1 - rate["value"])
+    odds = rate["value"] / (1 - rate["value"]) * np.exp([-distance, distance])
+    assert [rate["low"], rate["high"]] == pytest.approx(odds / (1 + odds))
 
 
 @pytest.mark.parametrize("kind", ["all_pairs", "beyond_2_frames"])

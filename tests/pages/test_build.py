@@ -119,6 +119,25 @@ def test_a_report_has_every_section_and_its_pictures(tmp_path: Path) -> None:
 
 
 @quickly
+def test_error_rates_by_pair_of_groups_are_a_table(tmp_path: Path) -> None:
+    empty = {"value": None, "low": None, "high": None, "n_pairs": 0, "n_people": 0}
+    rate = {"value": 0.0123, "low": 0.004, "high": 0.03, "n_pairs": 4321, "n_people": 31}
+    cell = {"fmr": rate, "fnmr": empty}
+    metrics = made_up_metrics()
+    metrics["tasks"]["identity"]["verification"]["all_pairs"]["differentials"] = {
+        **{"fmr": 0.01, "threshold": 0.8125},
+        "groups": {"skin_color": {NASTY: {NASTY: cell, "fair": cell}}},
+    }
+    page = build.write_report(write_results(tmp_path / "evaluation", metrics=metrics), photos=None)
+    for sentence in (
+        "all pairs: similarity above 0.812, which 1.0 % of all impostor pairs exceed",
+        f"skin colour: {NASTY} 1.2 % 0.4 to 3.0 % 4,321 31 – – 0 0",
+        f"skin colour: {NASTY} with fair 1.2 %",
+    ):
+        assert sentence in words(page)
+
+
+@quickly
 def test_unseen_people_are_matched_and_not_classified(tmp_path: Path) -> None:
     page = build.write_report(write_results(tmp_path / "evaluation", unseen=True), photos=None)
     found = titles(page)
