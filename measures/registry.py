@@ -93,7 +93,8 @@ class Measure:
     needs: see the docstring of this module.
     headline: gets differences to baselines and values by group besides its interval.
     block: key of the nested object in metrics.json that holds it; empty: none.
-    chance: of pairs: returns the value of guessing, from the same argument; None: unknown.
+    chance: of pairs, and of classes that are people: returns the value of guessing, from the same
+        argument; None: unknown.
     """
 
     key: str
@@ -131,6 +132,7 @@ _ROWS = (
             p.true, p.predicted, p.people, classes_are_people=p.classes_are_people
         ),
         headline=True,
+        chance=lambda p: 1 / len(np.unique(p.true)) if len(p.true) else np.nan,
     ),
     Measure(
         "macro_f1",
@@ -629,7 +631,8 @@ BASELINES = {
     "constant": Baseline(
         "constant",
         "Predicts the frequencies of the classes in train for every photo, thus always the most"
-        " frequent class and the median age group.",
+        " frequent class and the median age group. Balanced accuracy of identity is then"
+        " 1 / number of people, exactly.",
     ),
     "thumbnail_nearest": Baseline(
         "thumbnail, nearest photo",

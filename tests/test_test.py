@@ -263,6 +263,8 @@ def test_measures_equal_scikit_learns_from_predictions_npz(
         baseline = found["baselines"]["constant"]
         assert baseline["accuracy"] == pytest.approx((most == true).mean())
     identity, gender, age = (metrics["tasks"][task] for task in TASKS)
+    assert identity["baselines"]["constant"]["balanced_accuracy"] == 1 / len(set(arrays["people"]))
+    assert identity["differences_to_baselines"]["constant"] == {}
     logits = arrays["identity_logits"]
     for k, name in ((1, "top_1"), (5, "top_5")):
         expected = top_k_accuracy_score(arrays["identity_true"], logits, k=k, labels=np.arange(6))
