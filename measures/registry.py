@@ -642,6 +642,23 @@ BASELINES = {
     "thumbnail_logistic": Baseline(
         "thumbnail, logistic", "Logistic regression on the 8x8 pixels, fitted on train."
     ),
+    "corners_nearest": Baseline(
+        "corners, nearest photo",
+        "Predicts the class of the most similar training photo by the four corner pixels of the"
+        " thumbnail: background, in some photos sleeve or hand.",
+    ),
+    "corners_logistic": Baseline(
+        "corners, logistic", "Logistic regression on the four corner pixels, fitted on train."
+    ),
+    "background_nearest": Baseline(
+        "background, nearest photo",
+        "Predicts the class of the most similar training photo by thumbnails in which the mean"
+        " colour of the white background replaces the hand, its sleeve and a margin.",
+    ),
+    "background_logistic": Baseline(
+        "background, logistic",
+        "Logistic regression on the thumbnail without the hand, fitted on train.",
+    ),
     "imagenet_nearest": Baseline(
         "ImageNet, nearest photo",
         "Predicts the class of the most similar training photo by the output of the same backbone"
@@ -665,6 +682,12 @@ BASELINES = {
     "thumbnail": Baseline(
         "thumbnail", "Compares photos by their 8x8 pixels after the mean of train is removed."
     ),
+    "corners": Baseline("corners", "Compares photos by the four corner pixels of the thumbnail."),
+    "background": Baseline(
+        "background",
+        "Compares photos by thumbnails in which the mean colour of the white background replaces"
+        " the hand, its sleeve and a margin.",
+    ),
     "imagenet": Baseline(
         "ImageNet",
         "Compares photos by the output of the same backbone with ImageNet weights, without training"
@@ -672,7 +695,7 @@ BASELINES = {
     ),
     "imagenet_whitened": Baseline(
         "ImageNet, whitened",
-        "The same after within-class covariance normalisation, fitted on the people of train.",
+        "As ImageNet, after within-class covariance normalisation, fitted on the people of train.",
     ),
 }
 
