@@ -66,6 +66,7 @@ from measures.across_runs import (
     n_seeds,
     paired_differences,
     same_photos,
+    sd_over_folds,
     shared_measures,
 )
 from measures.intervals import CONFIDENCE, Difference, Interval, holm
@@ -126,7 +127,10 @@ class CompareConfig:
         nargs="+",
     )
     folds: tuple[int, ...] = flag(
-        (), "folds of subject-disjoint (default: all that exist)", nargs="+", metavar="FOLD"
+        (),
+        "folds of subject-disjoint or lists (default: all that exist)",
+        nargs="+",
+        metavar="FOLD",
     )
     seeds: tuple[int, ...] = flag((42,), "seeds of the training", nargs="+", metavar="SEED")
     backbone_weights: tuple[str, ...] = flag(
@@ -261,7 +265,8 @@ class EvaluatedRun:
             if line.part in (*TASKS, "all_pairs")
         }
         unseen = self.metrics["split"] in PROTOCOLS[self.cell.protocol].unseen
-        measures = headline_measures(arrays, tuple(self.metrics["tasks"]), unseen=unseen)
+        tasks = tuple(task for task, block in self.metrics["tasks"].items() if block)
+        measures = headline_measures(arrays, tasks, unseen=unseen)
         return ScoredRun(
             fold=self.cell.fold,
             seed=self.cell.seed,
@@ -727,7 +732,8 @@ def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
 NOTES = f"""\
 - In brackets: {LEVEL} confidence interval over people; it does not include
   the variation between seeds.
-- Scores are averaged over seeds, then over folds; predictions are never pooled.
+- Scores are averaged over seeds, then over folds (the repeats of lists); predictions are never
+  pooled. SD over folds: standard deviation of the folds' scores.
 """
 
 
@@ -760,13 +766,17 @@ def measure_section(averages: Sequence[RowAverages], key: MeasureKey) -> str:
     shown = [average for average in averages if key in average.intervals]
     averaged = [average_baselines(average.scored, key) for average in shown]
     baselines = [name for name in BASELINES if any(name in values for values in averaged)]
+    sds = [sd_over_folds(average.scored, key) for average in shown]
+    has_sd = any(not math.isnan(sd) for sd in sds)
     head = ["backbone", "aspect", "protocol", "people", measure.name]
+    head += ["SD over folds"] * has_sd
     head += [BASELINES[name].name for name in baselines]
     rows = []
-    for average, values in zip(shown, averaged, strict=True):
+    for average, sd, values in zip(shown, sds, averaged, strict=True):
         found = average.intervals[key]
         value = f"{unit.format(found.value)} ({unit.format_interval(found.low, found.high)})"
-        others = [unit.format(values.get(name)) for name in baselines]
+        others = [unit.format(sd)] * has_sd
+        others += [unit.format(values.get(name)) for name in baselines]
         rows.append([*average.cells, str(found.n_people), value, *others])
     return markdown_section(f"{TASKS[key[0]].title}: {measure.name}", head, rows)
 
@@ -810,6 +820,7 @@ PROTOCOL_STYLES = (
     ("#009E73", "^"),
     ("#CC79A7", "D"),
     ("#56B4E9", "v"),
+    ("#E69F00", "P"),
 )
 
 STRONGEST = "strongest baseline"

@@ -9,6 +9,8 @@
 image_path,id[,gender,age]; photos are <root>/Hands/<image_path>, further columns are kept.
 --folders makes such a CSV, <root>/sub_dataset/photos.csv, from one folder for each person,
 <root>/Hands/<person>/<photo>, and labels in <root>/people.csv (optional): id[,gender,age].
+--lists holds list files as published with 11k Hands, <k>/g_imgs_<training|testing>_<d|p>.txt with
+a photo name per line, k from 1; the aspects are then dorsal and palmar.
 
 It writes below <root>, where <drawn> is trainval for paper, else trainval/<protocol>:
 
@@ -94,7 +96,12 @@ NEEDS = {
     "burst": "a person with at least 10 photos of consecutive numbers",
     "subject-disjoint": "photos of people of every fold; lower --folds",
     "half": "two people, the first of them with at least 2 photos",
+    "lists": "different people in the two lists, one in training with at least 2 photos",
 }
+
+LIST_LETTERS = {"dorsal": "d", "palmar": "p"}  # aspect -> letter in the names of list files
+
+LIST_NAMES = {"train": "training", "test": "testing"}  # split -> word in the names of list files
 
 Random = np.random.RandomState  # its stream is the same in every version of NumPy
 
@@ -115,6 +122,7 @@ class SplitConfig:
     protocol: str = flag("paper", "see above", choices=tuple(PROTOCOLS))
     seed: int | None = flag(None, f"seed of the draw (default: {SEED}; paper has no other)")
     folds: int | None = flag(None, "number of folds of subject-disjoint (default: 5)")
+    lists: Path | None = flag(None, "folder of the list files of --protocol lists", metavar="DIR")
     skip_missing: bool = flag(False, "leave out photos that are not in Hands/")
 
     def __post_init__(self) -> None:
@@ -127,8 +135,12 @@ class SplitConfig:
             raise ValueError("--skip_missing has no effect with --folders: leave it out")
         if self.protocol == "paper" and self.seed is not None:
             raise ValueError(f"--seed has no effect with --protocol paper, whose seed is {SEED}")
-        if self.folds is not None and PROTOCOLS[self.protocol].folds == 1:
+        if self.folds is not None and self.protocol != "subject-disjoint":
             raise ValueError(f"--folds has no effect with --protocol {self.protocol}")
+        if (self.lists is not None) != (self.protocol == "lists"):
+            raise ValueError("--protocol lists and --lists DIR go together: give both")
+        if self.lists and (self.attributes_file or self.folders):
+            raise ValueError(f"--lists needs HandInfo.csv: give --input instead of {given[0]}")
         if self.folds is not None and self.folds < 3:
             raise ValueError(f"--folds is {self.folds}, expected 3 or more: train, val and test")
         if self.seed is not None and not 0 <= self.seed < 2**32:
@@ -176,19 +188,24 @@ def read_source(config: SplitConfig) -> Source:
         return source_of_folders(config.folders)
     if config.attributes_file:
         return source_of_attributes(config.attributes_file, config.protocol)
-    return source_of_hand_info("./11k" if config.input is None else config.input)
+    return source_of_hand_info("./11k" if config.input is None else config.input, config.lists)
 
 
-def source_of_hand_info(root: str) -> Source:
-    """Return the photos without accessories of 11k Hands, as published.
+def source_of_hand_info(root: str, lists: Path | None) -> Source:
+    """Return the photos of 11k Hands: those without accessories, as published, or of lists.
 
     Args:
         root: folder as the user wrote it; every image_path begins with it, as published.
+        lists: as in `read_lists`.
     """
     if Path(root).is_file():
         raise UserError(f"not a folder: --input {root}. Give the one with Hands/ and HandInfo.csv")
     listing = Path(root) / "HandInfo.csv"
-    by_aspect = samples_by_aspect(read_hand_info(listing), root)
+    hand_info = read_hand_info(listing)
+    if lists:
+        by_aspect = samples_of_lists(to_samples(hand_info, root), listing, lists)
+    else:
+        by_aspect = samples_by_aspect(hand_info, root)
     if not any(map(len, by_aspect.values())):
         raise UserError(f"no photo without accessories: {listing}. Add photos")
     return Source(Path(root), listing, by_aspect, split_columns())
@@ -196,10 +213,63 @@ def source_of_hand_info(root: str) -> Source:
 
 def samples_by_aspect(hand_info: pd.DataFrame, root: str) -> dict[str, pd.DataFrame]:
     """Return the photos of `read_hand_info` without accessories as samples, in file order."""
-    plain = hand_info[hand_info["accessories"] == 0]
-    names = plain["imageName"]
-    samples = plain.assign(image_path=f"{root.rstrip('/')}/Hands/" + names, name=names)
+    samples = to_samples(hand_info[hand_info["accessories"] == 0], root)
     return {aspect: samples[samples["aspectOfHand"] == x] for aspect, x in ASPECTS.items()}
+
+
+def to_samples(hand_info: pd.DataFrame, root: str) -> pd.DataFrame:
+    """Return the photos of `read_hand_info` as samples, in file order."""
+    names = hand_info["imageName"]
+    return hand_info.assign(image_path=f"{root.rstrip('/')}/Hands/" + names, name=names)
+
+
+def read_lists(folder: Path, aspect: str) -> list[dict[str, tuple[Path, list[str]]]]:
+    """Return the list files of every repeat of an aspect: split -> path, photo names.
+
+    Source: github.com/mahmoudnafifi/11K-Hands, gender_classification/get_data.m.
+    """
+    repeats = list(itertools.takewhile(Path.is_dir, (folder / str(k) for k in itertools.count(1))))
+    if not repeats:
+        raise UserError(f"no folder {folder / '1'}: --lists {folder}. Give the folder of 1, 2, ...")
+    found = []
+    for repeat in repeats:
+        paths = {
+            split: repeat / f"g_imgs_{word}_{LIST_LETTERS[aspect]}.txt"
+            for split, word in LIST_NAMES.items()
+        }
+        try:
+            texts = {split: path.read_text(encoding="utf-8") for split, path in paths.items()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read a list of photos: {error}. Restore the file") from error
+        found.append({split: (path, texts[split].split()) for split, path in paths.items()})
+    return found
+
+
+def samples_of_lists(samples: pd.DataFrame, listing: Path, folder: Path) -> dict[str, pd.DataFrame]:
+    """Return the samples of the lists by aspect, each with its split in columns "repeat <k>".
+
+    Args:
+        samples: all photos of HandInfo.csv.
+        listing: path of HandInfo.csv, for messages.
+        folder: of the lists.
+    """
+    by_aspect = {}
+    for aspect in LIST_LETTERS:
+        columns = {}
+        for k, lists in enumerate(read_lists(folder, aspect), start=1):
+            splits = pd.Series(LEFT_OUT, samples.index, dtype=object)
+            for split, (path, names) in lists.items():
+                unknown = sorted(set(names) - set(samples["name"]))
+                if unknown:
+                    raise UserError(
+                        f"{len(unknown)} of {len(names):,} photos of {path} are not in {listing}"
+                        f" (first: {unknown[0]}). Give the complete HandInfo.csv of 11k Hands"
+                    )
+                splits[samples["name"].isin(names)] = split
+            columns[f"repeat {k}"] = splits
+        listed = samples.assign(**columns)
+        by_aspect[aspect] = listed[(listed[[*columns]] != LEFT_OUT).any(axis=1)]
+    return by_aspect
 
 
 def source_of_attributes(path: Path, protocol: str) -> Source:
@@ -394,10 +464,40 @@ def draw_half(samples: pd.DataFrame, random: Random) -> pd.Series:
     people = sorted(set(samples["id"]), key=lambda x: (int(x) if x.isdecimal() else math.inf, x))
     first_half = samples["id"].isin(people[: math.ceil(len(people) / 2)])
     splits = pd.Series(np.where(first_half, "train", "test"), samples.index, dtype=object)
-    shuffled = samples[first_half].iloc[random.permutation(first_half.sum())]
-    several = shuffled[shuffled["id"].duplicated(keep=False)]
-    splits[several.drop_duplicates("id").index] = "val"
+    splits[one_photo_each(samples[first_half], random)] = "val"
     return splits
+
+
+def one_photo_each(samples: pd.DataFrame, random: Random) -> pd.Index:
+    """Return the index of a random photo of every person with several."""
+    shuffled = samples.iloc[random.permutation(len(samples))]
+    return shuffled[shuffled["id"].duplicated(keep=False)].drop_duplicates("id").index
+
+
+def draw_lists(samples: pd.DataFrame, random: Random) -> list[pd.Series]:
+    """Return the splits of every repeat: its lists, and a photo of each training person in val.
+
+    Training photos of people in test are left out: to the published lists, the id "1200000 " with a
+    stray blank is another person.
+
+    Args:
+        samples: as `samples_of_lists` returns them.
+        random: of the draw.
+    """
+    folds = []
+    for column in samples.filter(regex="^repeat "):
+        splits = samples[column].copy()
+        tested = samples["id"].isin(samples["id"][splits == "test"])
+        both = samples["name"][tested & (splits == "train")]
+        if len(both):
+            logger.warning(
+                "%s: left out %d training photos of people in test (first: %s)",
+                *(column, len(both), both.iloc[0]),
+            )
+        splits[both.index] = LEFT_OUT
+        splits[one_photo_each(samples[splits == "train"], random)] = "val"
+        folds.append(splits)
+    return folds
 
 
 class Deal(NamedTuple):
@@ -490,13 +590,14 @@ def draw_splits(
         n_folds: of a protocol with folds.
         seed: of the draw.
     """
-    ordered = published_order(by_aspect)
+    ordered, random = published_order(by_aspect), Random(seed)
     if protocol == "subject-disjoint":
         everyone = pd.concat([x.assign(aspect=aspect) for aspect, x in ordered.items()])
         fold_of = people_to_folds(everyone, n_folds, seed)
         drawn = {a: draw_disjoint(x["id"].map(fold_of), n_folds) for a, x in ordered.items()}
+    elif protocol == "lists":
+        drawn = {a: draw_lists(samples, random) for a, samples in ordered.items()}
     else:
-        random = Random(seed)
         drawn = {a: [DRAWS[protocol](samples, random)] for a, samples in ordered.items()}
     names = PROTOCOLS[protocol].splits
     return {
@@ -647,7 +748,7 @@ def fold_balance(splits: dict[str, AspectSplit], n_folds: int) -> pd.DataFrame:
         parts["test"].assign(aspect=name, fold=fold)
         for aspect, fold, _, parts in each_fold(splits)
         for name in ("all aspects", aspect)
-    ).drop_duplicates(["aspect", "id"])
+    ).drop_duplicates(["aspect", "fold", "id"])
     lines: dict[str, dict[str, str]] = {}
     for name, task in TASKS.items():
         if not task.classes or not is_known(tested[task.column]).any():

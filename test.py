@@ -455,7 +455,7 @@ def training_arrays(
             everyone, photos, state["config"], predictor, config.num_workers
         )
     except UserError as error:  # a broken photo of another split
-        logger.warning("no baselines of thumbnails and ImageNet features: %s", error)
+        logger.warning("no baselines of pixels and ImageNet features: %s", error)
         return found
     rows = pd.Series(np.arange(len(everyone)), index=everyone["name"])
     for name, values in features.items():

@@ -145,7 +145,9 @@ class TrainConfig:
     protocol: str = flag(
         "paper", "split to train on, as in dataset_11k_split.py", choices=tuple(PROTOCOLS)
     )
-    fold: int | None = flag(None, "fold of --protocol subject-disjoint, from 0 (default: 0)")
+    fold: int | None = flag(
+        None, "fold of --protocol subject-disjoint or lists, from 0 (default: 0)"
+    )
     permute_labels: bool = flag(
         False, "baseline: permute gender and age between people, so that no hand shows them"
     )

@@ -73,6 +73,13 @@ PROTOCOLS = {
         reason="The published re-identification split (GPA-Net, MBA-Net): the first half of the\n"
         "people by id is in train, with one photo each in val; the second half is matched in test.",
     ),
+    "lists": SplitProtocol(
+        ("train", "val", "test"),
+        folds=10,
+        unseen=("test",),
+        reason="The published gender split (Afifi 2019): train and test from list files, repeats\n"
+        "as folds, both hands together. Val is one photo of each training person.",
+    ),
 }
 
 LEAK_FRAMES = (1, 2, 5)  # distances in frame numbers; neighbouring frames are near-duplicates

@@ -1,9 +1,10 @@
-"""Pooled features of a backbone, cached; and thumbnails: what linear models are fitted to."""
+"""Pooled features of a backbone, and pixels of baselines; both are cached."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,59 @@ import pandas as pd
 import timm
 import torch
 from PIL import Image
+from scipy.ndimage import binary_dilation, binary_fill_holes
 
 from data.cache import attach_cache, cache_path, cached_features
-from dataset_11k import HandsDataset, LabelSpace, PhotoReader, build_loader
+from dataset_11k import HandsDataset, LabelSpace, PhotoReader, build_loader, open_photo
 from engine.loop import Predictor, Preprocessing, predict_batches
 from model import IGAENet, read_weights
 from utils import UserError, logger
 
 THUMBNAIL_SIZE = 8  # pixels
 
-THUMBNAIL_READER = PhotoReader(THUMBNAIL_SIZE, 8 * THUMBNAIL_SIZE, Image.Resampling.BOX)
+MASK_SIZE = 8 * THUMBNAIL_SIZE
+
+LEAST_WHITE = 0.9  # fraction of the photos with a white background, else it is no baseline
+
+
+@dataclass(frozen=True)
+class BackgroundReader(PhotoReader):
+    """Reads photos with the hand replaced by the mean colour of the white background.
+
+    Black if less than `least_share` of the photo is background. Sizes are of the photo at
+    `MASK_SIZE` pixels.
+
+    darkest: lowest colour value of the background.
+    colour_range: largest difference between its colour values; that of skin is larger.
+    margin: pixels around the hand, with its shadow, that are replaced too.
+    least_share: see above.
+    """
+
+    darkest: int = 200
+    colour_range: int = 25
+    margin: int = 4
+    least_share: float = 0.2
+
+    def read(self, path: Path) -> Image.Image:
+        """Return the background of the photo at `path`."""
+        photo = open_photo(path, self.decode_size).resize((MASK_SIZE, MASK_SIZE), self.resampling)
+        pixels = np.asarray(photo)
+        low, high = pixels.min(axis=2), pixels.max(axis=2)
+        hand = (low < self.darkest) | (high - low > self.colour_range)
+        around = np.ones((2 * self.margin + 1,) * 2)
+        white = ~binary_fill_holes(binary_dilation(hand, around))
+        if white.mean() < self.least_share:
+            return Image.new("RGB", (self.image_size, self.image_size))
+        filled = np.where(white[..., None], pixels, pixels[white].mean(axis=0))
+        found = Image.fromarray(filled.round().astype(np.uint8))
+        return found.resize((self.image_size, self.image_size), self.resampling)
+
+
+# Feature -> reader of its pixels.
+READERS = {
+    "thumbnail": PhotoReader(THUMBNAIL_SIZE, MASK_SIZE, Image.Resampling.BOX),
+    "background": BackgroundReader(THUMBNAIL_SIZE, MASK_SIZE, Image.Resampling.BOX),
+}
 
 
 class Pooling(torch.nn.Module):
@@ -83,8 +127,9 @@ def compute_features(
 ) -> dict[str, np.ndarray]:
     """Return the features of photos by name of `measures.baselines.FEATURES`.
 
-    thumbnail: (N, 8, 8, 3) uint8. imagenet: (N, D) float32, absent without the weights that the
-    training started from. Both are cached if `config["cache"]` is set.
+    thumbnail: (N, 8, 8, 3) uint8. corners: (N, 4, 3), those of the thumbnail. background:
+    (N, 8, 8, 3) uint8, absent if too few photos have a white one. imagenet: (N, D) float32, absent
+    without the weights that the training started from. All are cached if `config["cache"]` is set.
 
     Args:
         samples: N photos, as `data.tables.read_samples` returns them.
@@ -95,11 +140,20 @@ def compute_features(
     """
     names, cache_dir = samples["name"].tolist(), config["cache_dir"] or photos.parent / "cache"
     space = predictor.label_space
-    small = HandsDataset(samples, photos, space, reader=THUMBNAIL_READER)
-    if config["cache"]:
-        attach_cache(small, names, cache_dir=Path(cache_dir), num_workers=num_workers)
-    thumbnails = [small.read(row, 0).numpy() for row in range(len(small))]
-    found = {"thumbnail": np.stack(thumbnails)}
+    found = {}
+    for name, reader in READERS.items():
+        small = HandsDataset(samples, photos, space, reader=reader)
+        if config["cache"]:
+            attach_cache(small, names, cache_dir=Path(cache_dir), num_workers=num_workers)
+        found[name] = np.stack([small.read(row, 0).numpy() for row in range(len(small))])
+    found["corners"] = found["thumbnail"][:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    n_white = int(found["background"].any(axis=(1, 2, 3)).sum())
+    if n_white < LEAST_WHITE * len(names):
+        logger.info(
+            "the background baseline is left out: %d of %d photos have a white background",
+            *(n_white, len(names)),
+        )
+        del found["background"]
     model = untrained_model(config)
     if model is None:
         return found

@@ -103,6 +103,12 @@ def average_baselines(runs: Sequence[ScoredRun], key: MeasureKey) -> dict[str, f
     return {name: mean_of(name) for name in known[0] if all(name in values for values in known)}
 
 
+def sd_over_folds(runs: Sequence[ScoredRun], key: MeasureKey) -> float:
+    """Return the standard deviation of a measure between folds; NaN for fewer than two."""
+    means = [average(in_folds(runs, {fold}), key).value for fold in folds_of(runs)]
+    return float(np.std(means, ddof=1)) if len(means) > 1 else np.nan
+
+
 # ----------------------------------------------------------------------------- differences
 
 

@@ -1,11 +1,11 @@
 """Baselines: predictions and embeddings that results are compared with.
 
 `compute_baselines` predicts the classes of a task, `baseline_embeddings` returns what pairs of
-photos are compared by. Features of a photo are its thumbnail (8x8 pixels) and the output of the
-backbone before any training on hands (ImageNet weights). Logistic regressions and whitening are
-fitted on train; identity_lookup and embedding_nearest use the trained model. Features come from
-predictions.npz as `<name>` (N, D) and `training_<name>` (M, D), names of `FEATURES`; a baseline
-whose arrays are absent is left out.
+photos are compared by. Features of a photo are its thumbnail (8x8 pixels), the thumbnail's corners,
+its background (a thumbnail without the hand), and the output of the backbone before any training on
+hands (ImageNet weights). Logistic regressions and whitening are fitted on train; identity_lookup
+and embedding_nearest use the trained model. Features come from predictions.npz as `<name>` (N, D)
+and `training_<name>` (M, D), names of `FEATURES`; a baseline whose arrays are absent is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from measures.classes import ClassPredictions, softmax
 from measures.linear import fit_logistic, fit_whitening
 from measures.pairs import cosine_similarity
 
-FEATURES = ("thumbnail", "imagenet")
+FEATURES = ("thumbnail", "corners", "background", "imagenet")
 
 NEAREST_SCALE = 1000.0  # of similarities as logits: nearly all probability is on the nearest photo
 
@@ -34,13 +34,13 @@ Arrays = Mapping[str, np.ndarray]
 def centred(arrays: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return features of the evaluated and the training photos, (N, D) and (M, D) float64.
 
-    Thumbnails have the mean of training removed: all photos show much the same scene.
+    Pixels have the mean of training removed: all photos show much the same scene.
     """
     evaluated, training = (
         arrays[key].reshape(len(arrays[key]), -1).astype(np.float64)
         for key in (name, f"training_{name}")
     )
-    mean = training.mean(axis=0) if name == "thumbnail" else 0.0
+    mean = training.mean(axis=0) if name != "imagenet" else 0.0
     return evaluated - mean, training - mean
 
 

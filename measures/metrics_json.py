@@ -211,6 +211,10 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
         name: apply_measures(compared, baseline)
         for name, baseline in compute_baselines(task, arrays, predictions).items()
     }
+    if "constant" in baselines and predictions.classes_are_people:
+        # Exact, not estimated: without an interval, as chance of pairs.
+        exact = {m.key: m.chance(predictions) for m in compared if m.chance is not None}
+        baselines["constant"] |= exact
     return {
         "n_images": len(predictions.true),
         "n_classes": len(np.unique(predictions.true)),

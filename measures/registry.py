@@ -96,7 +96,8 @@ class Measure:
     needs: see the docstring of this module.
     headline: gets differences to baselines and values by group besides its interval.
     block: key of the nested object in metrics.json that holds it; empty: none.
-    chance: of pairs: returns the value of guessing, from the same argument; None: unknown.
+    chance: of pairs, and of classes that are people: returns the value of guessing, from the same
+        argument; None: unknown.
     """
 
     key: str
@@ -221,6 +222,7 @@ _ROWS = (
             p.true, p.predicted, p.people, classes_are_people=p.classes_are_people
         ),
         headline=True,
+        chance=lambda p: 1 / len(np.unique(p.true)) if len(p.true) else np.nan,
     ),
     Measure(
         "macro_f1",
@@ -681,7 +683,8 @@ BASELINES = {
     "constant": Baseline(
         "constant",
         "Predicts the frequencies of the classes in train for every photo, thus always the most"
-        " frequent class and the median age group.",
+        " frequent class and the median age group. Balanced accuracy of identity is then"
+        " 1 / number of people, exactly.",
     ),
     "thumbnail_nearest": Baseline(
         "thumbnail, nearest photo",
@@ -690,6 +693,23 @@ BASELINES = {
     ),
     "thumbnail_logistic": Baseline(
         "thumbnail, logistic", "Logistic regression on the 8x8 pixels, fitted on train."
+    ),
+    "corners_nearest": Baseline(
+        "corners, nearest photo",
+        "Predicts the class of the most similar training photo by the four corner pixels of the"
+        " thumbnail: background, in some photos sleeve or hand.",
+    ),
+    "corners_logistic": Baseline(
+        "corners, logistic", "Logistic regression on the four corner pixels, fitted on train."
+    ),
+    "background_nearest": Baseline(
+        "background, nearest photo",
+        "Predicts the class of the most similar training photo by thumbnails in which the mean"
+        " colour of the white background replaces the hand, its sleeve and a margin.",
+    ),
+    "background_logistic": Baseline(
+        "background, logistic",
+        "Logistic regression on the thumbnail without the hand, fitted on train.",
     ),
     "imagenet_nearest": Baseline(
         "ImageNet, nearest photo",
@@ -714,6 +734,12 @@ BASELINES = {
     "thumbnail": Baseline(
         "thumbnail", "Compares photos by their 8x8 pixels after the mean of train is removed."
     ),
+    "corners": Baseline("corners", "Compares photos by the four corner pixels of the thumbnail."),
+    "background": Baseline(
+        "background",
+        "Compares photos by thumbnails in which the mean colour of the white background replaces"
+        " the hand, its sleeve and a margin.",
+    ),
     "imagenet": Baseline(
         "ImageNet",
         "Compares photos by the output of the same backbone with ImageNet weights, without training"
@@ -721,7 +747,7 @@ BASELINES = {
     ),
     "imagenet_whitened": Baseline(
         "ImageNet, whitened",
-        "The same after within-class covariance normalisation, fitted on the people of train.",
+        "As ImageNet, after within-class covariance normalisation, fitted on the people of train.",
     ),
 }
 

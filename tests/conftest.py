@@ -230,6 +230,28 @@ def half_checkpoint(split_root: Path, tmp_path: Path) -> Path:
     return train_tiny(split_root, tmp_path / "half", *protocol, "--N_epochs", "1")
 
 
+@pytest.fixture
+def lists_dir(hands_root: Path) -> Path:
+    """Two repeats of list files as published: Windows line ends, photos with accessories.
+
+    Test has three people, then the other three. The first training lists have the bearer of the
+    ring, and a photo of a person in test: the one whose id ends in a blank.
+    """
+    rows = [line.replace('"', "").split(",") for line in (hands_root / "HandInfo.csv").open()][1:]
+    folder = hands_root.parent / "lists"
+    people = [person[0] for person in PEOPLE]
+    trained = {1: [*people[:3], RING_BEARER[0], "1200000 "], 2: people[3:]}
+    for repeat, train in trained.items():
+        (folder / str(repeat)).mkdir(parents=True)
+        test = people[3:] if repeat == 1 else people[:3]
+        for word, listed in (("training", train), ("testing", test)):
+            for letter in "dp":
+                names = [row[7] for row in rows if row[0] in listed and row[6][0] == letter]
+                path = folder / str(repeat) / f"g_imgs_{word}_{letter}.txt"
+                path.write_text("".join(f"{name}\r\n" for name in names[::-1]), newline="")
+    return folder
+
+
 def folder_of(variable: str) -> Path:
     """Return the folder that an environment variable names, or skip the test."""
     if not os.environ.get(variable):

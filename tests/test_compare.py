@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -250,6 +251,26 @@ def test_half_is_compared_by_embeddings(root: Path, tmp_path: Path, children: Ch
     assert (line["protocol"], line["split"]) == ("half", "test")
     assert np.isnan(line["fold"])
     assert line["identity_rank_1_chance"] == pytest.approx(1 / 3)
+
+
+def test_repeats_of_lists_are_averaged_with_their_standard_deviation(
+    hands_root: Path, lists_dir: Path, tmp_path: Path, children: Children
+) -> None:
+    draw = ["--input", str(hands_root), "--protocol", "lists", "--lists", str(lists_dir)]
+    assert dataset_11k_split.main(draw) == 0
+    more = ["--protocols", "lists", "--aspects", "palmar", "--tasks", "gender"]
+    flags = flags_of(hands_root, tmp_path / "out", *more, backbones=BOTH[:1])
+    assert compare.main(flags) == 0
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert list(results["fold"]) == [0, 1]
+    scores = results["gender_balanced_accuracy"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| 2 folds, seed 42 |" in text
+    section = text.split("## gender: balanced accuracy\n")[1].split("##")[0]
+    head, _, row = (line.split(" | ") for line in section.strip().splitlines())
+    assert head[5] == "SD over folds"
+    assert row[4].startswith(f"{100 * scores.mean():.1f}\u00a0% (")
+    assert row[5] == f"{100 * statistics.stdev(scores):.1f}\u00a0%"
 
 
 def test_a_failing_run_stops_no_other_and_is_repeated(

@@ -429,6 +429,7 @@ Photo = tuple[str, str]  # id, name
 Sides = dict[tuple[str, int], dict[str, list[Photo]]]  # (aspect, fold) -> split -> its photos
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
 NEW_PROTOCOLS = ("stratified", "burst", "subject-disjoint", "half")
+DRAWN = ("paper", *NEW_PROTOCOLS)  # lists draws val only
 
 
 def number(photo: Photo) -> int:
@@ -585,9 +586,7 @@ def test_a_protocol_keeps_its_promise_on_random_sets(
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    by_aspect=data_sets(), seed=st.integers(0, 2**32 - 1), protocol=st.sampled_from([*PROTOCOLS])
-)
+@given(by_aspect=data_sets(), seed=st.integers(0, 2**32 - 1), protocol=st.sampled_from(DRAWN))
 def test_the_leakage_table_agrees_with_brute_force(
     by_aspect: dict[str, pd.DataFrame], seed: int, protocol: str
 ) -> None:
@@ -758,7 +757,7 @@ def test_draws_are_the_same_in_every_version(
 
 def test_every_protocol_writes_the_same_files_of_all_rows(drawn_root: Path) -> None:
     rows = set()
-    for protocol in PROTOCOLS:
+    for protocol in DRAWN:
         assert main(["--input", str(drawn_root), "--protocol", protocol]) == 0
         rows.add((drawn_root / "sub_dataset" / "dorsal_dr.csv").read_bytes())
     assert len(rows) == 1
@@ -820,7 +819,7 @@ def test_distractors_are_the_galleries_of_the_other_aspects(drawn_root: Path) ->
         assert len(found) == 10 * 3 * 6  # six people each
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", DRAWN)
 def test_skip_missing_moves_nobody(
     drawn_root: Path, protocol: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -972,7 +971,7 @@ def test_labels_of_people_csv(own_root: Path, capsys: pytest.CaptureFixture[str]
     }
 
 
-@pytest.mark.parametrize("protocol", [*PROTOCOLS])
+@pytest.mark.parametrize("protocol", DRAWN)
 def test_every_protocol_of_an_attributes_file(own_root: Path, protocol: str) -> None:
     path = own_root / "sub_dataset" / "office.csv"
     path.parent.mkdir()
@@ -1124,3 +1123,69 @@ def test_what_is_no_data_set_of_folders_or_attributes(
     assert main(["--input", str(hands_root)]) == 0
     error = errors_of(capsys, "--attributes_file", hands_root / "sub_dataset" / "dorsal_dr.csv")
     assert error.endswith(f"Run: python dataset_11k_split.py --input {hands_root}")
+
+
+# ----------------------------------------------------------------------------- published lists
+
+
+def test_lists_decide_who_is_in_train_and_test(
+    hands_root: Path, lists_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--input", str(hands_root), "--protocol", "lists", "--lists", str(lists_dir)]
+    assert main(flags) == 0
+    leaked = "repeat 1: left out 1 training photos of people in test (first: Hand_0000"
+    assert capsys.readouterr().err.count(leaked) == 1  # the dorsal one
+    for aspect, letter in (("dorsal", "d"), ("palmar", "p")):
+        attributes = hands_root / "sub_dataset" / f"{aspect}.csv"
+        everyone = read_samples(attributes)
+        assert locate(attributes, "lists").folds == [0, 1]
+        assert everyone["id"].nunique() == 7  # with the bearer of the ring
+        for fold in (0, 1):
+            folder = hands_root / "trainval" / "lists" / aspect / f"fold_{fold}"
+            train, val, test = (photos_in(folder / f"{split}.csv") for split in SHARES)
+            listed = {
+                word: (lists_dir / str(fold + 1) / f"g_imgs_{word}_{letter}.txt").read_text()
+                for word in ("training", "testing")
+            }
+            assert sorted(name for _, name in test) == sorted(listed["testing"].split())
+            lost = set(listed["training"].split()) - {name for _, name in train + val}
+            assert len(lost) == (fold == 0 and aspect == "dorsal")
+            assert not {person for person, _ in train + val} & {person for person, _ in test}
+            assert sorted(person for person, _ in val) == sorted(by_person(train))
+            data = read_data(attributes, "lists", fold)  # checks the splits
+            assert sorted(data.label_space.names["identity"]) == sorted(by_person(train))
+    table = pd.read_csv(hands_root / "trainval" / "lists" / "leakage.csv")
+    assert set(table[table["side"] == "test"]["person_in_train"]) == {0}
+    first = written(hands_root)
+    assert main([*flags, "--seed", "42"]) == 0
+    assert written(hands_root) == first
+    assert main([*flags, "--seed", "43"]) == 0
+    changed = {name for name, content in written(hands_root).items() if content != first[name]}
+    assert {Path(name).stem for name in changed} == {"train", "val", "gallery", "leakage"}
+
+
+def test_lists_that_cannot_be_used(
+    hands_root: Path, lists_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--input", str(hands_root), "--protocol", "lists", "--lists"]
+    path = lists_dir / "2" / "g_imgs_testing_p.txt"
+    text = path.read_text()
+    path.write_text(f"{text}Hand_9999999.jpg\n")
+    n_photos = len(text.split()) + 1
+    assert errors_of(capsys, *flags, lists_dir) == (
+        f"1 of {n_photos} photos of {path} are not in {hands_root / 'HandInfo.csv'} (first:"
+        " Hand_9999999.jpg). Give the complete HandInfo.csv of 11k Hands"
+    )
+    path.unlink()
+    assert str(path) in errors_of(capsys, *flags, lists_dir)
+    assert errors_of(capsys, *flags, hands_root).startswith(f"no folder {hands_root / '1'}")
+    assert written(hands_root) == {}
+    for wrong, message in (
+        (["--protocol", "lists"], "--protocol lists and --lists DIR go together"),
+        (["--lists", "x"], "--protocol lists and --lists DIR go together"),
+        (["--protocol", "lists", "--lists", "x", "--folders", "y"], "instead of --folders"),
+        (["--protocol", "lists", "--lists", "x", "--folds", "3"], "--folds has no effect"),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert message in capsys.readouterr().err

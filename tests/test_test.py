@@ -263,6 +263,8 @@ def test_measures_equal_scikit_learns_from_predictions_npz(
         baseline = found["baselines"]["constant"]
         assert baseline["accuracy"] == pytest.approx((most == true).mean())
     identity, gender, age = (metrics["tasks"][task] for task in TASKS)
+    assert identity["baselines"]["constant"]["balanced_accuracy"] == 1 / len(set(arrays["people"]))
+    assert identity["differences_to_baselines"]["constant"] == {}
     logits = arrays["identity_logits"]
     for k, name in ((1, "top_1"), (5, "top_5")):
         expected = top_k_accuracy_score(arrays["identity_true"], logits, k=k, labels=np.arange(6))
@@ -342,6 +344,34 @@ def test_unseen_people_are_matched(
     val.write_text("".join(val.read_text().splitlines(keepends=True)[:-1]))
     assert evaluate(disjoint_checkpoint, split_root) == 0
     assert "val_embedding" not in metrics_of(disjoint_checkpoint, "test")[1]
+
+
+def test_the_background_shows_no_hand_and_needs_a_white_one(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    for name in ("background", "training_background"):
+        assert arrays[name].shape[1:] == (8, 8, 3)
+        assert np.abs(arrays[name].astype(int) - (245, 245, 240)).max() <= 5  # as conftest draws it
+    thumbnails = arrays["thumbnail"]
+    assert thumbnails.min() < 100
+    assert np.array_equal(arrays["corners"].reshape(-1, 2, 2, 3), thumbnails[:, ::7, ::7])
+    names = {"corners_nearest", "corners_logistic", "background_nearest", "background_logistic"}
+    for task in TASKS:
+        assert names <= metrics["tasks"][task]["baselines"].keys()
+    pairs = metrics["tasks"]["identity"]["verification"]["all_pairs"]
+    assert {"corners", "background"} <= pairs["differences_to_baselines"].keys()
+
+    for path in (split_root / "Hands").iterdir():
+        Image.open(path).point(lambda value: value // 2).save(path)
+    capsys.readouterr()
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    assert "the background baseline is left out: 0 of 24 photos" in capsys.readouterr().err
+    metrics, arrays = metrics_of(tiny_checkpoint)
+    assert "background" not in arrays
+    assert "corners_nearest" in metrics["tasks"]["gender"]["baselines"]
+    assert "background_nearest" not in metrics["tasks"]["gender"]["baselines"]
 
 
 def test_imagenet_features_are_a_baseline_where_the_weights_are(
