@@ -268,7 +268,7 @@ def compute_differences(
         name: {
             key: paired_difference(results[key], value)._asdict()
             for key, value in found.items()
-            if isinstance(value, PeopleMeasure)
+            if MEASURES[key].headline
         }
         for name, found in baselines.items()
     }
@@ -339,9 +339,9 @@ def compute_pairs(arrays: Arrays) -> dict[str, Any]:
         blocks = dict.fromkeys(measure.block for measure in pair_measures() if measure.block)
         results = apply_measures(measures, scores)
         metrics[kind] = blocks | to_block(results)
-        headlines = [measure for measure in measures if measure.headline]
+        shown = [measure for measure in measures if measure.headline or measure.of_baselines]
         baselines = {
-            name: apply_measures(headlines, pair_scores({**compared, "embedding": found}, gap))
+            name: apply_measures(shown, pair_scores({**compared, "embedding": found}, gap))
             for name, found in embeddings.items()
         }
         chance = {m.key: m.chance(scores) for m in measures if m.chance is not None}

@@ -8,7 +8,7 @@ excluded from every measure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -30,6 +30,7 @@ BURST = 2  # frames; photos at most this far apart are near-duplicates, cut from
 OPEN_SET_SEED = 0  # of the choice of the people enrolled
 
 FALSE_MATCH_RATES = (0.1, 0.01, 0.001)  # that thresholds are set at
+PROBE_SEED = 0  # of the choice of the photos that are fused
 
 MIN_FALSE_MATCHES = 30  # pairs of people, or people not enrolled, that a threshold must rest on
 
@@ -126,6 +127,23 @@ def extended_ranks(
         np.append(people, np.full(to_distractors.shape[1], "")),  # nobody has an empty id
         np.hstack([galleries, distractors + len(people)]),
     )
+
+
+def rank_1_probability(ranks: np.ndarray, n_people: int, n_kept: int) -> np.ndarray:
+    """Return the probability of rank 1 when random people leave the gallery; NaN stays.
+
+    Everybody else is equally likely to stay, the person searched for always does. None of the
+    r - 1 people before rank r may be among those who stay: hypergeometric.
+
+    Args:
+        ranks: of any shape, from 1.
+        n_people: in the gallery that the ranks are of, one photo each.
+        n_kept: people who stay, at most `n_people`.
+    """
+    better, place = np.arange(n_people)[:, None], np.arange(n_kept - 1)
+    others = n_people - 1 - place  # left to choose the next from
+    by_rank = np.append((np.maximum(others - better, 0) / others).prod(axis=1), np.nan)
+    return by_rank[np.where(np.isnan(ranks), n_people, ranks - 1).astype(np.int64)]
 
 
 def rank_hits(ranks: np.ndarray, k: int) -> np.ndarray:
@@ -587,6 +605,87 @@ class PairScores:
         """
         hits = rank_hits(self.query_ranks, k)
         return hits if k < self.galleries.shape[1] else np.full_like(hits, np.nan)
+
+    def rank_1_among(self, n_people: int) -> PeopleMeasure:
+        """Return the expected rank-1 in galleries of `n_people` random people of those measured.
+
+        NaN for more people than a gallery has.
+        """
+        ranks, n_all = self.query_ranks, self.galleries.shape[1]
+        if n_people > n_all:
+            return people_mean(np.full_like(ranks, np.nan), self.people, is_rate=True)
+        hits = rank_1_probability(ranks, n_all, n_people)
+        return people_mean(hits, self.people, is_rate=True)
+
+    def probes(self, n_photos: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield each draw and gallery photo with the probes of its person, (q, n_photos) indices.
+
+        The measured photos of a person that are neither in the gallery nor excluded are put in a
+        random order, the same for any number, and cut into probes; the rest is left out.
+        """
+        random, names = np.random.default_rng(PROBE_SEED), np.unique(self.people)
+        for draw, gallery in enumerate(self.galleries):
+            for enrolled in gallery[np.isin(self.all_people[gallery], names)]:
+                own = self.photos[self.people == self.all_people[enrolled]]
+                own = random.permutation(own[self.similarity[own, enrolled] > -np.inf])
+                yield draw, enrolled, own[: len(own) // n_photos * n_photos].reshape(-1, n_photos)
+
+    def fused_rank_1(self, n_photos: int, *, gain: bool = False) -> PeopleMeasure:
+        """Return rank-1 of `probes`.
+
+        A probe's embedding is the mean of its photos' normalised embeddings: as its length changes
+        no rank, the mean of their similarities stands for it.
+
+        Args:
+            n_photos: in a probe.
+            gain: minus rank-1 of the same photos one at a time.
+        """
+        hits, people, used = [np.zeros(0)], [self.all_people[:0]], [self.photos[:0]]
+        for draw, enrolled, probes in self.probes(n_photos):
+            gallery = self.galleries[draw]
+            scores = self.similarity[probes][:, :, gallery].mean(axis=1)
+            first = (scores >= scores[:, gallery == enrolled]).sum(axis=1) == 1
+            single = (self.ranks[probes, draw] == 1).mean(axis=1)
+            hits.append(first - single if gain else first)
+            people.append(np.full(len(probes), self.all_people[enrolled]))
+            used.append(probes.ravel())
+        found = people_mean(np.concatenate(hits), np.concatenate(people), is_rate=not gain)
+        return replace(found, n_photos=len(np.unique(np.concatenate(used))))
+
+    def fused_eer(self, n_photos: int, *, gain: bool = False) -> PeopleMeasure:
+        """Return the EER of comparing each of `probes` with each photo of the gallery.
+
+        The similarity is the mean of the photos' similarities.
+
+        Args:
+            n_photos: in a probe.
+            gain: minus the EER of the same photos one at a time.
+        """
+        fused = self._probe_eer(n_photos, fused=True)
+        if not gain:
+            return fused
+        single = self._probe_eer(n_photos, fused=False)
+
+        def of_weights(weights: np.ndarray) -> np.ndarray:
+            return fused.of_weights(weights) - single.of_weights(weights)
+
+        return replace(fused, of_weights=of_weights, is_rate=False)
+
+    def _probe_eer(self, n_photos: int, *, fused: bool) -> PeopleMeasure:
+        """Return the EER of probes, or of their photos one at a time."""
+        scores, own, compared, used = [], [], [], []
+        for draw, enrolled, probes in self.probes(n_photos):
+            gallery = self.galleries[draw]
+            found = self.similarity[probes][:, :, gallery]
+            found = found.mean(axis=1) if fused else found.reshape(-1, len(gallery))
+            scores.append(found.ravel())
+            own.append(np.full(found.size, enrolled))  # another photo of the person
+            compared.append(np.tile(gallery, len(found)))
+            used.append(probes.ravel())
+        score, first, second = map(np.concatenate, (scores, own, compared))
+        pairs = Comparisons(score, first, second, self.all_people)
+        measure = Verification(pairs).equal_error_rate()
+        return replace(measure, n_photos=len(np.unique(np.concatenate(used))))
 
     @cached_property
     def searches(self) -> list[OpenSetSearch]:

@@ -70,6 +70,11 @@ class Unit:
         ends = self.format(low, suffix=False), self.format(high, suffix=False)
         return "–" if "–" in ends else f"{ends[0]} to {ends[1]}{self.suffix}"
 
+    def format_both(self, value: float | None, low: float | None, high: float | None) -> str:
+        """Return the value, and behind it the interval in brackets if it is known."""
+        ends = self.format_interval(low, high)
+        return f"{self.format(value)}{f' ({ends})' if ends != '–' else ''}"
+
 
 PERCENT = Unit("\u00a0%", 100, 1, "share")
 YEARS = Unit("\u00a0years", 1, 1, "years")
@@ -85,6 +90,13 @@ CLASS_NEEDS = ("classes", "probabilities", "two classes", "people", "ages")
 PAIR_NEEDS = ("pairs", "galleries", "distractors", "calibration", "val")
 
 
+DET_RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # FMR
+
+GALLERY_SIZES = (2, 5, 10, 20, 50, 100, 200)  # people
+
+PROBE_PHOTOS = (2, 4, 8)  # photos of one person that are searched for together
+
+
 @dataclass(frozen=True)
 class Measure:
     """One row of `MEASURES`.
@@ -98,6 +110,8 @@ class Measure:
     block: key of the nested object in metrics.json that holds it; empty: none.
     chance: of pairs, and of classes that are people: returns the value of guessing, from the same
         argument; None: unknown.
+    in_gallery: depends on the size of the gallery, which is printed behind the name.
+    of_baselines: of pairs: also computed for baselines, as headlines are, without differences.
     """
 
     key: str
@@ -110,6 +124,8 @@ class Measure:
     headline: bool = False
     block: str = ""
     chance: Callable[[Any], float] | None = None
+    in_gallery: bool = False
+    of_baselines: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a row that no evaluation would have."""
@@ -202,6 +218,74 @@ def _at_val_fpir(rate: float) -> tuple[Measure, Measure]:
             higher_is_better=False,
             block="val_threshold",
         ),
+    )
+
+
+def _gallery_size_row(n_people: int) -> Measure:
+    return Measure(
+        f"rank_1_among_{n_people}",
+        f"rank-1 (in {n_people} photos of {n_people} random people)",
+        f"Expected rank-1 if a gallery has {n_people} random people of those evaluated, one photo"
+        " each, among them the person searched for.",
+        lambda s: s.rank_1_among(n_people),
+        needs="galleries",
+        block="gallery_size",
+        of_baselines=True,
+    )
+
+
+def _fused_rank_row(n_photos: int) -> Measure:
+    return Measure(
+        f"rank_1_fused_{n_photos}",
+        f"rank-1, {n_photos} photos per probe",
+        f"Rank-1 of the mean of the normalised embeddings of {n_photos} photos of one hand, none"
+        " of them in the gallery. People with fewer photos are in the gallery, but not searched"
+        " for.",
+        lambda s: s.fused_rank_1(n_photos),
+        needs="galleries",
+        block="fused_probes",
+        in_gallery=True,
+        of_baselines=True,
+    )
+
+
+def _rank_gain_row(n_photos: int) -> Measure:
+    return Measure(
+        f"rank_1_gain_{n_photos}",
+        f"gain in rank-1 by {n_photos} photos per probe",
+        f"Rank-1 with {n_photos} photos per probe minus rank-1 of the same photos one at a time, in"
+        " the same galleries.",
+        lambda s: s.fused_rank_1(n_photos, gain=True),
+        needs="galleries",
+        block="fused_probes",
+        in_gallery=True,
+    )
+
+
+def _fused_eer_row(n_photos: int) -> Measure:
+    return Measure(
+        f"eer_fused_{n_photos}",
+        f"EER, {n_photos} photos per probe",
+        f"EER of comparing {n_photos} photos of one hand with one photo of a gallery; the"
+        " similarity is the mean of the photos' similarities.",
+        lambda s: s.fused_eer(n_photos),
+        needs="galleries",
+        higher_is_better=False,
+        block="fused_probes",
+        of_baselines=True,
+    )
+
+
+def _eer_gain_row(n_photos: int) -> Measure:
+    return Measure(
+        f"eer_gain_{n_photos}",
+        f"change in EER by {n_photos} photos per probe",
+        f"EER with {n_photos} photos per probe minus EER of the same photos one at a time, with the"
+        " same gallery photos.",
+        lambda s: s.fused_eer(n_photos, gain=True),
+        needs="galleries",
+        higher_is_better=False,
+        block="fused_probes",
     )
 
 
@@ -380,7 +464,15 @@ _ROWS = (
         headline=True,
         chance=lambda s: 0.5,  # of scores that are independent of the person
     ),
-    *(_fnmr_at_fmr(rate) for rate in FALSE_MATCH_RATES),
+    *map(_fnmr_at_fmr, DET_RATES),
+    Measure(
+        "gallery_people",
+        "people in a gallery",
+        "Number of people in a gallery, with one photo each: as many photos.",
+        lambda s: s.galleries.shape[1],
+        needs="galleries",
+        unit=COUNT,
+    ),
     Measure(
         "rank_1",
         "rank-1",
@@ -390,7 +482,13 @@ _ROWS = (
         needs="galleries",
         headline=True,
         chance=lambda s: 1 / s.galleries.shape[1],
+        in_gallery=True,
     ),
+    *map(_gallery_size_row, GALLERY_SIZES),
+    *map(_fused_rank_row, PROBE_PHOTOS),
+    *map(_rank_gain_row, PROBE_PHOTOS),
+    *map(_fused_eer_row, PROBE_PHOTOS),
+    *map(_eer_gain_row, PROBE_PHOTOS),
     Measure(
         "rank_1_sd",
         "rank-1, standard deviation over galleries",
@@ -399,6 +497,7 @@ _ROWS = (
         lambda s: pairs.sd_over_draws(s.rank_hits(1)),
         needs="galleries",
         higher_is_better=False,
+        in_gallery=True,
     ),
     Measure(
         "rank_5",
@@ -406,6 +505,7 @@ _ROWS = (
         "Fraction of photos with the same person among the five most similar gallery photos.",
         lambda s: s.rank_rate(5).value,
         needs="galleries",
+        in_gallery=True,
     ),
     Measure(
         "rank_10",
@@ -413,6 +513,7 @@ _ROWS = (
         "Fraction of photos with the same person among the ten most similar gallery photos.",
         lambda s: s.rank_rate(10).value,
         needs="galleries",
+        in_gallery=True,
     ),
     Measure(
         "mAP",
@@ -430,6 +531,7 @@ _ROWS = (
         " similar, else 1 / (2 rank); use it only to compare with published scores.",
         lambda s: people_mean(pairs.trapezoidal_precision(s.query_ranks), s.people),
         needs="galleries",
+        in_gallery=True,
     ),
     Measure(
         "mAP_trapezoidal_sd",
@@ -439,6 +541,7 @@ _ROWS = (
         lambda s: pairs.sd_over_draws(pairs.trapezoidal_precision(s.query_ranks)),
         needs="galleries",
         higher_is_better=False,
+        in_gallery=True,
     ),
     Measure(
         "mINP",
@@ -465,6 +568,7 @@ _ROWS = (
         lambda s: people_mean(pairs.rank_hits(s.extended_query_ranks, 1), s.people),
         needs="distractors",
         block="extended_gallery",
+        in_gallery=True,
     ),
     Measure(
         "rank_1_extended_sd",
@@ -475,6 +579,7 @@ _ROWS = (
         needs="distractors",
         higher_is_better=False,
         block="extended_gallery",
+        in_gallery=True,
     ),
     Measure(
         "mAP_trapezoidal_extended",
@@ -483,6 +588,7 @@ _ROWS = (
         lambda s: people_mean(pairs.trapezoidal_precision(s.extended_query_ranks), s.people),
         needs="distractors",
         block="extended_gallery",
+        in_gallery=True,
     ),
     Measure(
         "mAP_trapezoidal_extended_sd",
@@ -493,6 +599,7 @@ _ROWS = (
         needs="distractors",
         higher_is_better=False,
         block="extended_gallery",
+        in_gallery=True,
     ),
     *(_fnir_at_fpir(rate) for rate in OPEN_SET_RATES),
     Measure(

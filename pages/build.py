@@ -191,8 +191,8 @@ def measure_table(caption: str, blocks: Mapping[str, Mapping[str, Any]]) -> Tabl
             cells = []
             for block in parts.values():
                 value, interval = wording.value_of(block, measure)
-                ends = measure.unit.format_interval(interval.get("low"), interval.get("high"))
-                cells.append(f"{measure.unit.format(value)}{f' ({ends})' if ends != '–' else ''}")
+                ends = interval.get("low"), interval.get("high")
+                cells.append(measure.unit.format_both(value, *ends))
             rows.append([f"{start}{measure.name}", *cells])
     return Table(caption, ["95 % confidence interval in brackets", *map(name_of, blocks)], rows)
 
@@ -436,13 +436,12 @@ def report_charts(results: Results) -> dict[str, list[Chart]]:
     of_pairs = charts.pair_charts(results.arrays) if pairs else {}
     for section in ("cmc", "det", "ratios"):
         found[section] = found.get(section, []) + of_pairs.get(section, [])
-    blocks = {task: metrics_tasks[task] for task in results.tasks}
-    blocks |= {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
+    kinds = {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
+    found["cmc"] += charts.gallery_charts(kinds)
+    blocks = {task: metrics_tasks[task] for task in results.tasks} | kinds
     found["headlines"] = charts.headline_charts(wording.headlines(metrics_tasks))
     found["groups"] = [
-        chart
-        for key, block in blocks.items()
-        for chart in charts.group_charts(key, block.get("groups"))
+        chart for key, block in blocks.items() for chart in charts.group_charts(key, block)
     ]
     shares = results.correct().groupby(results.arrays["people"]).mean()
     found["people"] = [charts.people_chart(shares)] if results.tasks else []

@@ -16,7 +16,7 @@ import pandas as pd
 
 from dataset_11k import TASKS
 from measures.classes import ClassPredictions, cmc, reliability, true_ranks
-from measures.intervals import FEW_PEOPLE
+from measures.intervals import FEW_PEOPLE, interval_of
 from measures.likelihood_ratio import (
     describe_support,
     devpav,
@@ -25,10 +25,23 @@ from measures.likelihood_ratio import (
     tippett,
 )
 from measures.metrics_json import Arrays, pair_kinds
-from measures.pairs import FALSE_MATCH_RATES, Verification
-from measures.registry import MEASURES, NUMBER, PERCENT, YEARS, Measure, Unit, pair_measures
+from measures.pairs import MIN_FALSE_MATCHES, Verification
+from measures.registry import (
+    DET_RATES,
+    GALLERY_SIZES,
+    MEASURES,
+    NUMBER,
+    PERCENT,
+    PROBE_PHOTOS,
+    YEARS,
+    Measure,
+    Unit,
+    pair_measures,
+)
 from pages.figures import (
     CELL_CLASSES,
+    DET_LIMITS,
+    Band,
     Curve,
     IntervalRow,
     draw_confusion,
@@ -42,7 +55,7 @@ from pages.figures import (
     encode_png,
     encode_svg,
 )
-from pages.wording import Headline, capitalize, describe_gap, name_of
+from pages.wording import Headline, capitalize, describe_gap, in_gallery, name_of, value_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +65,8 @@ PIXELS_PER_INCH = 96  # of CSS
 SVG_LIMIT = 120_000  # bytes; a picture with more points is smaller as PNG
 
 MAX_RANK = 20
+
+BAND_POINTS = 25  # of the DET curve
 
 TIPPETT_POINTS = 400
 
@@ -285,9 +300,10 @@ def pair_charts(arrays: Arrays) -> dict[str, list[Chart]]:
             n_people = scores.galleries.shape[1]
         if "calibration" in scores.available:
             ratios.append((name, scores.log_ratios, scores.pairs.genuine))
-    gallery = "the photos of a gallery with one photo per person, ranked by similarity"
+    gallery = f"the photos of a gallery of {n_people} people, one photo each, ranked by similarity"
+    cmc_title = "Identification rate by rank"
     return {
-        "cmc": [cmc_chart("", ranks, n_people, gallery)] if ranks else [],
+        "cmc": [cmc_chart(cmc_title, ranks, n_people, gallery)] if ranks else [],
         "det": det_charts(rates),
         "ratios": ratio_charts(ratios),
     }
@@ -330,33 +346,172 @@ def cmc_chart(
     )
 
 
+def gallery_charts(blocks: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+    """Return rank-1 by the size of the gallery, and by the number of photos of a probe.
+
+    Args:
+        blocks: of metrics.json, by kind of pairs.
+    """
+    needed = {"rank_1", "gallery_people"}  # an older test.py wrote no size
+    searched = {
+        kind: b for kind, b in blocks.items() if needed <= b.keys() and b["rank_1"] is not None
+    }
+    if not searched:
+        return []
+    n_people = next(iter(searched.values()))["gallery_people"]
+    sizes = {n: f"rank_1_among_{n}" for n in GALLERY_SIZES if n < n_people} | {n_people: "rank_1"}
+    probes = {1: "rank_1"} | {n: f"rank_1_fused_{n}" for n in PROBE_PHOTOS}
+    charts = [gallery_size_chart(searched, sizes)] if len(sizes) > 1 else []
+    fused = any(_points(block, ["rank_1_fused_2"])[0, 0] >= 0 for block in searched.values())
+    return [*charts, fused_chart(searched, probes, n_people)] if fused else charts
+
+
+def _points(block: Mapping[str, Any], keys: Sequence[str]) -> np.ndarray:
+    """Return the value, low and high of measures in a block of metrics.json, (3, K)."""
+    found = [value_of(block, MEASURES[key]) for key in keys]
+    rows = [(value, interval.get("low"), interval.get("high")) for value, interval in found]
+    return np.array(rows, dtype=np.float64).T
+
+
+def _curve(name: str, block: Mapping[str, Any], keys: Mapping[int, str]) -> Curve:
+    """Return measures, by x, of a block of metrics.json as a curve with its band."""
+    value, low, high = _points(block, list(keys.values()))
+    x = np.array(list(keys))
+    return Curve(name, x, value, Band(x, low, high))
+
+
+def _strongest(name: str, block: Mapping[str, Any], keys: Mapping[int, str]) -> Curve:
+    """Return the highest value of any baseline that has all of the measures, by x."""
+    baselines = (block.get("baselines") or {}).values()
+    values = [
+        [b[key] for key in keys.values()] for b in baselines if set(keys.values()) <= b.keys()
+    ]
+    table = np.array([*values, [None] * len(keys)], dtype=np.float64)  # a row even without any
+    return Curve(f"strongest baseline: {name}", np.array(list(keys)), np.fmax.reduce(table))
+
+
+def gallery_size_chart(blocks: Mapping[str, Mapping[str, Any]], sizes: Mapping[int, str]) -> Chart:
+    """Return rank-1 by the people in the gallery: a measure for each size."""
+    curves = [_curve(name_of(kind), block, sizes) for kind, block in blocks.items()]
+    strongest = [_strongest(name_of(kind), block, sizes) for kind, block in blocks.items()]
+    rows = []
+    for i, (n_people, key) in enumerate(sizes.items()):
+        cells = [PERCENT.format_both(*_points(block, [key])[:, 0]) for block in blocks.values()]
+        rows.append([str(n_people), *cells, *(PERCENT.format(c.y[i]) for c in strongest)])
+    ends = [f"{c.name} {PERCENT.format(c.y[0])} to {PERCENT.format(c.y[-1])}" for c in curves]
+    first, *_, last = sizes
+    return Chart(
+        "Rank-1 by size of the gallery",
+        draw_lines(
+            [*curves, strongest[0]],
+            labels=("people in the gallery, one photo each", "rank-1"),
+            unit=PERCENT,
+            **_log_ticks(list(sizes)),
+        ),
+        f"Rank-1 from {first} to {last} people in the gallery: {'; '.join(ends)}.",
+        f"Expected rank-1 with the person searched for and random others of the {last} people in"
+        " the gallery. Larger galleries are harder: compare rank-1 only at the same size. Band:"
+        " pointwise 95 % confidence interval over people. The vertical axis may not start at 0.",
+        Table(
+            "Rank-1 by people in the gallery, one photo each",
+            ["people", *(c.name for c in (*curves, *strongest))],
+            rows,
+        ),
+    )
+
+
+def fused_chart(
+    blocks: Mapping[str, Mapping[str, Any]], probes: Mapping[int, str], n_people: int
+) -> Chart:
+    """Return rank-1 by the photos per probe: a measure for each number of photos."""
+    curves, others, rows = [], [], []
+    for kind, block in blocks.items():
+        fused, best = (f(name_of(kind), block, probes) for f in (_curve, _strongest))
+        gain = _points(block, [f"rank_1_gain_{n}" for n in PROBE_PHOTOS])
+        single = fused.y - np.append(0, gain[0])
+        curves.append(fused)
+        others += [Curve(f"one photo at a time: {fused.name}", fused.x, single), best]
+        for i, (n, key) in enumerate(probes.items()):
+            people = value_of(block, MEASURES[key])[1].get("n_people", 0)
+            both = PERCENT.format_both(*_points(block, [key])[:, 0])
+            gained = PERCENT.format_both(*gain[:, i - 1]) if i else "–"
+            cells = [both, PERCENT.format(single[i]), gained, PERCENT.format(best.y[i])]
+            rows.append([f"{fused.name}: {n}", str(people), *cells])
+    ends = [f"{c.name} {PERCENT.format(c.y[0])} to {PERCENT.format(c.y[-1])}" for c in curves]
+    enough = ", ".join(f"{row[1]} people have {n}" for row, n in zip(rows, probes, strict=False))
+    return Chart(
+        "Rank-1 by photos per probe",
+        draw_lines(
+            [*curves, *others[:2]],
+            labels=("photos per probe", "rank-1"),
+            unit=PERCENT,
+            **_log_ticks(list(probes)),
+        ),
+        f"Rank-1 from 1 to {max(probes)} photos per probe: {'; '.join(ends)}.",
+        "A probe is the mean of the normalised embeddings of several photos of one hand; the"
+        f" gallery has one other photo of each of {n_people} people. People with too few photos are"
+        f" left out as probes: {enough} photos. So the people differ along a curve: compare it with"
+        " the same photos one at a time. Band: pointwise 95 % confidence interval over people. The"
+        " vertical axis may not start at 0.",
+        Table(
+            "Rank-1 by photos per probe",
+            [
+                "photos per probe",
+                "people",
+                "rank-1",
+                "one at a time",
+                "gain",
+                "strongest baseline",
+            ],
+            rows,
+        ),
+    )
+
+
+def _log_ticks(places: Sequence[int]) -> dict[str, Any]:
+    """Return what `draw_lines` needs for a logarithmic horizontal axis."""
+    return {"xscale": "log", "xticks": places, "xticklabels": places}
+
+
 def det_charts(verifications: Sequence[tuple[str, Verification]]) -> list[Chart]:
     """Return the DET curves of verifications by name; none without pairs of both kinds."""
     every = [(name, found, found.curve()) for name, found in verifications]
     rates = [(name, v, curve) for name, v, curve in every if curve.n_genuine and curve.n_impostor]
     if not rates:
         return []
-    header = [f"FNMR at FMR {PERCENT.scale * rate:g} %" for rate in FALSE_MATCH_RATES]
     rows = [
-        [
-            name,
-            str(curve.n_genuine),
-            str(curve.n_impostor),
-            *(PERCENT.format(found.fnmr_at_fmr(rate).value) for rate in FALSE_MATCH_RATES),
-        ]
-        for name, found, curve in rates
+        ["genuine pairs", *(str(curve.n_genuine) for *_, curve in rates)],
+        ["impostor pairs", *(str(curve.n_impostor) for *_, curve in rates)],
     ]
-    ends = [f"{row[0]}: {header[1]} {row[4]}" for row in rows]
+    for fmr in DET_RATES:
+        found = [interval_of(v.fnmr_at_fmr(fmr)) for _, v, _ in rates]
+        cells = [PERCENT.format_both(x.value, x.low, x.high) for x in found]
+        rows.append([f"FNMR at FMR {PERCENT.scale * fmr:g} %", *cells])
+    ends = [f"{name}: EER {PERCENT.format(v.equal_error_rate().value)}" for name, v, _ in rates]
+    curves = [Curve(name, curve.fmr, curve.fnmr, det_band(v)) for name, v, curve in rates]
     chart = Chart(
         "",
-        draw_det([Curve(name, curve.fmr, curve.fnmr) for name, _, curve in rates]),
+        draw_det(curves),
         f"DET curve. {'; '.join(ends)}.",
         "Each point is a threshold on the similarity. Horizontal: impostor pairs accepted."
         " Vertical: genuine pairs rejected. Closer to the lower left corner is better; the curve"
-        " crosses the grey line at the equal error rate. Points beyond the axes lie on the edge.",
-        Table("Error rates", ["pairs", "genuine", "impostor", *header], rows),
+        " crosses the grey line at the equal error rate. Points beyond the axes lie on the edge."
+        " Band: pointwise 95 % confidence interval over people of FNMR at each FMR, where at least"
+        f" {MIN_FALSE_MATCHES} pairs of people may match falsely and FNMR is not 0. In simulated"
+        " data it contains the true value in 87 to 92 % of cases.",
+        Table("Error rates", ["", *(name for name, *_ in rates)], rows),
     )
     return [chart]
+
+
+def det_band(verification: Verification) -> Band:
+    """Return the interval of FNMR at each FMR that enough pairs of people support."""
+    lowest = MIN_FALSE_MATCHES / max(verification.n_person_pairs, 1)
+    highest = DET_LIMITS[1]
+    rates = np.geomspace(min(1.001 * lowest, highest), highest, BAND_POINTS)
+    found = [interval_of(verification.fnmr_at_fmr(rate)) for rate in rates]
+    ends = [(x.low, x.high) if x.value else (np.nan, np.nan) for x in found]
+    return Band(rates, *np.array(ends).T)
 
 
 def ratio_charts(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[Chart]:
@@ -427,18 +582,20 @@ def ratio_calibration_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]
 # ----------------------------------------------------------------------------- groups and people
 
 
-def group_charts(part: str, groups: Mapping[str, Any] | None) -> list[Chart]:
+def group_charts(part: str, block: Mapping[str, Any]) -> list[Chart]:
     """Return a chart for each headline measure with all groups of each grouping.
 
     Args:
         part: the task, or the kind of pairs.
-        groups: grouping -> measure -> {"groups", "gap"}, as in metrics.json.
+        block: of metrics.json; its groups are grouping -> measure -> {"groups", "gap"}.
     """
-    return [
-        _group_chart(f"{capitalize(name_of(part))}: {measure.name}", groups, measure)
+    groups = block.get("groups") or {}
+    measures = [
+        in_gallery(measure, block)
         for measure in MEASURES.values()
-        if groups and any(measure.key in found for found in groups.values())
+        if any(measure.key in found for found in groups.values())
     ]
+    return [_group_chart(f"{capitalize(name_of(part))}: {m.name}", groups, m) for m in measures]
 
 
 def _group_chart(title: str, groups: Mapping[str, Any], measure: Measure) -> Chart:

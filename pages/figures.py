@@ -33,6 +33,8 @@ LINES = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, ":", "^"), (PURPLE, "
 
 REFERENCE: Any = {"color": "#777777", "linewidth": 1}  # lines of equality
 
+BAND: Any = {"alpha": 0.18, "linewidth": 0}  # of a confidence interval
+
 MARKERS = ("|", "x", "^", "D", "v", "s")  # of baselines
 
 FEW_POINTS = 20  # up to here a curve's points are marked
@@ -50,12 +52,24 @@ DET_LIMITS = (5e-4, 0.6)  # of both error rates; points beyond are drawn on the 
 DET_TICKS = (0.001, 0.01, 0.05, 0.2, 0.4)
 
 
+class Band(NamedTuple):
+    """The area between two lines of a chart: (K,) x, lower and upper y."""
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 class Curve(NamedTuple):
-    """A line of a chart: its name, (K,) x and (K,) y; points with a NaN y are left out."""
+    """A line of a chart: its name, (K,) x and (K,) y; points with a NaN y are left out.
+
+    band: of its confidence interval.
+    """
 
     name: str
     x: np.ndarray
     y: np.ndarray
+    band: Band | None = None
 
 
 class IntervalRow(NamedTuple):
@@ -184,7 +198,7 @@ def draw_lines(
     """Draw curves; those with few points get markers.
 
     Args:
-        curves: in the order of the legend; styles repeat after the fourth.
+        curves: in the order of the legend, those with a value; styles repeat after the fourth.
         labels: of the horizontal and the vertical axis.
         unit: of the vertical axis.
         vertical: reference lines by name.
@@ -200,6 +214,8 @@ def draw_lines(
     format_ticks(axes.yaxis, unit)
     for curve, (color, dashes, marker) in zip(curves, itertools.cycle(LINES), strict=False):
         known = ~np.isnan(curve.y)
+        if not known.any():
+            continue
         axes.plot(
             curve.x[known],
             curve.y[known],
@@ -209,9 +225,12 @@ def draw_lines(
             markersize=4,
             label=curve.name,
         )
+        if curve.band is not None:
+            axes.fill_between(*curve.band, color=color, **BAND)
     for name, place in (vertical or {}).items():
         axes.axvline(place, color="black", linewidth=1, linestyle=(0, (1, 2)), label=name)
     axes.set(xlabel=labels[0], ylabel=labels[1], **limits)
+    axes.minorticks_off()
     add_legend(figure)
     return figure
 
@@ -388,6 +407,8 @@ def draw_det(curves: Sequence[Curve]) -> Figure:
         _, first = np.unique(places.round(2), axis=0, return_index=True)  # visibly different points
         kept = places[np.sort(first)]
         axes.plot(*kept.T, color=color, linestyle=dashes, label=curve.name, clip_on=False)
+        if curve.band is not None:
+            axes.fill_between(*np.clip(norm.ppf(curve.band), low, high), color=color, **BAND)
     ticks = norm.ppf(DET_TICKS)
     names = [f"{PERCENT.scale * tick:g}%" for tick in DET_TICKS]
     axes.set_xticks(ticks, names)

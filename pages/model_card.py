@@ -93,7 +93,8 @@ MATRIX = (
         BETTER,
         eer_is_better,
     ),
-    Check("coherence: more photos of a hand, better photos", "", (), ""),
+    Check("coherence: more photos of a hand", ALL_PAIRS, ("rank_1_gain_4", "eer_gain_4"), ""),
+    Check("coherence: better photos", "", (), ""),
     Check(
         "generalization: threshold set on other people",
         ALL_PAIRS,
@@ -108,7 +109,7 @@ def matrix_row(check: Check, metrics: Mapping[str, Any]) -> list[str]:
     """Return the cells of a row: also data, result, and whether the criterion is met."""
     block = wording.pairs_of(metrics["tasks"]).get(check.kind) or {}
     results, missing = [], []
-    for measure in (MEASURES[key] for key in check.keys):
+    for measure in (wording.in_gallery(MEASURES[key], block) for key in check.keys):
         value, ends = wording.value_of(block, measure)
         if value is None:
             missing.append(measure.name)
@@ -207,10 +208,13 @@ def group_table(metrics: Mapping[str, Any]) -> Table:
     blocks = {task: metrics["tasks"][task] for task in wording.classified_tasks(metrics["tasks"])}
     blocks |= {kind: pairs[kind] for kind in PAIR_KINDS if pairs.get(kind)}
     rows = [
-        [f"{capitalize(name_of(part))}: {measure.name}", wording.describe_gap(groups, measure)]
-        for part, groups in ((part, block.get("groups") or {}) for part, block in blocks.items())
+        [
+            f"{capitalize(name_of(part))}: {wording.in_gallery(measure, block).name}",
+            wording.describe_gap(block["groups"], measure),
+        ]
+        for part, block in blocks.items()
         for measure in MEASURES.values()
-        if any(measure.key in found for found in groups.values())
+        if any(measure.key in found for found in (block.get("groups") or {}).values())
     ]
     return Table("Largest difference between groups", ["result", "difference"], rows, "long")
 

@@ -6,6 +6,7 @@ Names, units, directions and explanations of measures come from `measures.regist
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from data.splits import PROTOCOLS
@@ -31,7 +32,8 @@ GENERAL_TERMS = {
     "95 % confidence interval": "Student's t with a jackknife over people (not over photos). It"
     " reflects the choice of people, not other cameras, sessions or populations. In simulated data"
     " with as many photos per person as in 11k Hands, 93 to 98 % of the intervals contain the true"
-    " value; of EER only 87 % (28 people) to 90 % (140 people), of FNMR at a threshold 85 to 89 %.",
+    " value; of EER and FNMR only 85 % (28 people) to 92 % (140 people), of rank-1 with several"
+    " photos per probe 88 to 94 %.",
     "Unseen people": "People without any photo in the training data.",
     "Genuine and impostor pairs": "Two photos of the same person; two photos of different people.",
     "False match rate (FMR)": "Fraction of impostor pairs whose similarity reaches the threshold.",
@@ -87,6 +89,20 @@ def value_of(block: Mapping[str, Any], measure: Measure) -> tuple[float | None, 
     """Return a measure's value and its interval in a block of metrics.json; None and {}: absent."""
     holder = (block.get(measure.block) or {}) if measure.block else block
     return holder.get(measure.key), (holder.get("intervals") or {}).get(measure.key) or {}
+
+
+def in_gallery(measure: Measure, block: Mapping[str, Any]) -> Measure:
+    """Return the measure; of a search, the name says how many people and photos are in a gallery.
+
+    Args:
+        measure: any.
+        block: of metrics.json, with the measure.
+    """
+    size = block.get("gallery_people")
+    if not measure.in_gallery or size is None:
+        return measure
+    size += (block.get(measure.block) or {}).get("n_distractors", 0)  # as other people
+    return replace(measure, name=f"{measure.name} (in {size} photos of {size} people)")
 
 
 # ----------------------------------------------------------------------------- headlines
@@ -158,7 +174,7 @@ def _headline(part: str, measure: Measure, block: Mapping[str, Any]) -> Headline
     }
     return Headline(
         part,
-        measure,
+        in_gallery(measure, block),
         float("nan") if value is None else value,
         low,
         high,
@@ -380,5 +396,6 @@ def terms(metrics_tasks: Mapping[str, Any]) -> dict[str, str]:
 def measures_in(blocks: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
     """Yield, in the order of `MEASURES`, the measures with a value in any of the blocks."""
     for measure in MEASURES.values():
-        if any(value_of(block, measure)[0] is not None for block in blocks):
-            yield measure
+        holders = [block for block in blocks if value_of(block, measure)[0] is not None]
+        if holders:
+            yield in_gallery(measure, holders[0])

@@ -328,9 +328,13 @@ def test_unseen_people_are_matched(
     assert found["all_pairs"]["baselines"]["chance"]["rank_1"] == 0.5
     thumbnails = arrays["thumbnail"].reshape(len(people), -1).astype(float)
     thumbnails -= arrays["training_thumbnail"].reshape(-1, 192).mean(axis=0)
-    expected_eer = pair_scores({**arrays, "embedding": thumbnails}, 0).verification
-    baseline = found["all_pairs"]["baselines"]["thumbnail"]["eer"]
-    assert baseline == pytest.approx(expected_eer.equal_error_rate().value)
+    expected = pair_scores({**arrays, "embedding": thumbnails}, 0)
+    baseline = found["all_pairs"]["baselines"]["thumbnail"]
+    assert baseline["eer"] == pytest.approx(expected.verification.equal_error_rate().value)
+    assert baseline["rank_1_among_2"] == pytest.approx(expected.rank_rate(1).value)  # 2 people
+    assert baseline["rank_1_fused_2"] == pytest.approx(expected.fused_rank_1(2).value)
+    differences = found["all_pairs"]["differences_to_baselines"]["thumbnail"]
+    assert set(differences) == {"eer", "rank_1", "mAP"}
 
     assert found["all_pairs"]["val_threshold"].keys() >= {"fnir_at_val_fpir_0.1", "intervals"}
     assert evaluate(disjoint_checkpoint, split_root, "--split", "val") == 0

@@ -3,11 +3,11 @@
     python docs/results/coverage.py --repetitions 400
 
 simulates data sets with as many photos per person as dorsal_dr has (coverage_photos.csv), computes
-every headline measure and its interval as test.py does, and writes coverage.csv and coverage.md
-beside this file. People differ: each has a probability of being right, and a centre and a spread of
-embeddings. Rank-1 and mAP depend on the size of the gallery, so their truth is the mean over the
-repetitions; that of the other measures comes from a large simulated population, as does a threshold
-at which FMR and FNMR are measured.
+every headline measure and those of `CURVES` with their intervals as test.py does, and writes
+coverage.csv and coverage.md beside this file. People differ: each has a probability of being right,
+and a centre and a spread of embeddings. Rank-1 and mAP depend on the size of the gallery, so their
+truth is the mean over the repetitions; that of the other measures comes from a large simulated
+population, as does a threshold at which FMR and FNMR are measured.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from measures.intervals import (  # noqa: E402
     people_average,
 )
 from measures.likelihood_ratio import people_pair_rate  # noqa: E402
-from measures.metrics_json import headline_measures  # noqa: E402
+from measures.metrics_json import headline_measures, pair_scores  # noqa: E402
 from measures.pairs import compare_all, cosine_similarity  # noqa: E402
-from measures.registry import MEASURES  # noqa: E402
+from measures.registry import DET_RATES, MEASURES, PROBE_PHOTOS  # noqa: E402
 
 PHOTOS = pd.read_csv(FOLDER / "coverage_photos.csv")["photos"].to_numpy()  # of each person
 
@@ -60,6 +60,12 @@ THRESHOLD_FMR = 0.1  # false match rate of the population, at the threshold of F
 N_POPULATION = 200  # data sets of 140 people, whose impostor pairs are within a data set
 
 KEPT = 7  # every seventh impostor pair of the population
+
+CURVES = (  # measures with a band
+    *(f"fnmr_at_fmr_{rate:g}" for rate in DET_RATES),
+    "rank_1_among_10",
+    *(f"rank_1_{part}_{n_photos}" for n_photos in PROBE_PHOTOS for part in ("fused", "gain")),
+)
 
 Arrays = dict[str, np.ndarray]
 Key = tuple[str, str]  # task, key of MEASURES
@@ -161,13 +167,16 @@ def rates_at(arrays: Arrays, threshold: float) -> dict[Key, PeopleMeasure]:
 def measure_once(
     repetition: int, design: Design, seed: int, threshold: float
 ) -> dict[Key, Interval]:
-    """Return each headline measure, and the rates at a threshold, averaged over folds."""
+    """Return each measure of a simulated data set: averaged over folds, curves of one fold only."""
     random = np.random.default_rng([seed, repetition])
     tasks = ("identity", "gender", "age")
-    folds = [
-        headline_measures(fold, tasks, unseen=True) | rates_at(fold, threshold)
-        for fold in draw_folds(random, design)
-    ]
+    folds = []
+    for arrays in draw_folds(random, design):
+        fold = headline_measures(arrays, tasks, unseen=True) | rates_at(arrays, threshold)
+        if design.folds == 1:
+            scores = pair_scores(arrays, 0)
+            fold |= {("identity", key): MEASURES[key].function(scores) for key in CURVES}
+        folds.append(fold)
     return {key: interval_of(people_average([fold[key] for fold in folds])) for key in folds[0]}
 
 
@@ -211,6 +220,9 @@ def population_values(seed: int) -> tuple[dict[Key, float], float]:
         ("age", "balanced_accuracy"): balanced_accuracy_score(photos["age"], photos["predicted"]),
         ("age", "mae_years"): photos["error"].mean(),
         ("identity", "eer"): crossing(mates, others),
+    } | {
+        ("identity", f"fnmr_at_fmr_{rate:g}"): (mates < np.quantile(others, 1 - rate)).mean()
+        for rate in DET_RATES
     }
     return values | dict(zip(rate_keys(), rates, strict=True)), threshold
 
@@ -241,6 +253,8 @@ def coverage_table(
     for key in found[0]:
         intervals = np.array([result[key][:3] for result in found])
         value, low, high = intervals[~np.isnan(intervals).any(axis=1)].T
+        if not len(value):  # too few people
+            continue
         truth = truths.get(key, value.mean())
         coverage = ((low <= truth) & (truth <= high)).mean()
         rows.append(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sklearn.metrics import average_precision_score, roc_curve
 
 from measures.intervals import interval_of
 from measures.pairs import (
+    PROBE_SEED,
     PairScores,
     Verification,
     compare_all,
@@ -99,6 +102,20 @@ def test_excluded_pairs_equal_a_loop(gap: int) -> None:
 # ----------------------------------------------------------------------------- search in a gallery
 
 
+def scores_of(similarity: np.ndarray, people: np.ndarray, galleries: np.ndarray) -> PairScores:
+    """Return scores without distractors."""
+    return PairScores(
+        similarity=similarity,
+        all_people=people,
+        galleries=galleries,
+        ranks=gallery_ranks(similarity, people, galleries),
+        n_distractors=0,
+        extended_ranks=None,
+        retrieval=retrieve(similarity, people),
+        photos=np.arange(len(people)),
+    )
+
+
 def brute_search(
     scores: np.ndarray, person: str, gallery: np.ndarray
 ) -> tuple[float, float, float]:
@@ -145,16 +162,7 @@ def test_ranks_in_galleries_equal_brute_force(name: str, gap: int) -> None:
         for i in set(range(len(people))) - set(gallery):
             expected[i, draw] = brute_search(similarity[i, gallery], people[i], people[gallery])[0]
     np.testing.assert_array_equal(found, expected)
-    scores = PairScores(
-        similarity=similarity,
-        all_people=people,
-        galleries=galleries,
-        ranks=found,
-        n_distractors=0,
-        extended_ranks=None,
-        retrieval=retrieve(similarity, people),
-        photos=np.arange(len(people)),
-    )
+    scores = scores_of(similarity, people, galleries)
     for part, rows in (
         (scores, slice(None)),
         (scores.of(np.arange(len(people) // 2)), slice(len(people) // 2)),
@@ -163,6 +171,99 @@ def test_ranks_in_galleries_equal_brute_force(name: str, gap: int) -> None:
         can_be_wrong = len(defined) and len(np.unique(people)) > 2
         rate = (defined <= 2).mean() if can_be_wrong else np.nan
         assert part.rank_rate(2).value == pytest.approx(rate, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["fewer people", "fewer, with ties", "all tied", "two people"])
+def test_rank_1_by_gallery_size_equals_all_galleries_of_that_size(name: str) -> None:
+    similarity, people = excluding(name, 0)
+    names = np.unique(people)
+    galleries = np.array(
+        [[RANDOM.choice(np.flatnonzero(people == p)) for p in names] for _ in "ab"]
+    )
+    scores = scores_of(similarity, people, galleries)
+    for size in range(2, len(names) + 1):
+        chances = []
+        for gallery in galleries:
+            for i in set(range(len(people))) - set(gallery):
+                own = next(j for j in gallery if people[j] == people[i])
+                others = itertools.combinations(sorted(set(gallery) - {own}), size - 1)
+                hits = [all(similarity[i, own] > similarity[i, j] for j in kept) for kept in others]
+                chances.append(np.mean(hits))
+        found = scores.rank_1_among(size).value
+        assert found == pytest.approx(np.mean(chances) if chances else math.nan, nan_ok=True)
+    if len(names) > 2:
+        assert scores.rank_1_among(len(names)).value == pytest.approx(scores.rank_rate(1).value)
+    assert math.isnan(scores.rank_1_among(len(names) + 1).value)
+
+
+def eer_of(pairs: list[tuple[float, str, str]]) -> float:
+    """Return where the polyline of error rates at every score meets the diagonal."""
+    genuine = np.array([score for score, a, b in pairs if a == b])
+    impostor = np.array([score for score, a, b in pairs if a != b])
+    thresholds = [*sorted({score for score, *_ in pairs}), math.inf]
+    return brute_eer([(t, (impostor >= t).mean(), (genuine < t).mean()) for t in thresholds])
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("n_photos", [1, 2, 4])
+def test_fused_probes_equal_mean_embeddings(n_photos: int, gap: int) -> None:
+    random = np.random.default_rng(3)
+    people = random.permutation(np.repeat([*"abcdef"], [1, 3, 4, 6, 9, 14]))
+    frames = np.arange(len(people)) * 1.0
+    units = random.standard_normal((6, 3))[np.unique(people, return_inverse=True)[1]]
+    units += 0.9 * random.standard_normal(units.shape)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    galleries = [[random.choice(np.flatnonzero(people == p)) for p in "abcdef"] for _ in range(3)]
+    similarity = pairwise_similarity(units * random.uniform(1, 9, (37, 1)), people, frames, gap)
+    scores = scores_of(similarity, people, np.array(galleries))
+
+    def is_first(embedding: np.ndarray, gallery: list[int], own: int) -> bool:
+        cosines = units[gallery] @ embedding / np.linalg.norm(embedding)
+        return gallery[int(np.argmax(cosines))] == own
+
+    def compare(embedding: np.ndarray, gallery: list[int], own: int) -> list[Any]:
+        return [(units[i] @ embedding, people[own], people[i]) for i in gallery]
+
+    order, hits, gains, used = np.random.default_rng(PROBE_SEED), [], [], set()
+    compared: dict[bool, list[Any]] = {True: [], False: []}
+    for gallery in galleries:
+        for enrolled in gallery:
+            photos = [
+                i
+                for i in np.flatnonzero(people == people[enrolled])
+                if i not in gallery and abs(frames[i] - frames[enrolled]) > gap
+            ]
+            photos = order.permutation(photos).astype(int).tolist()
+            while len(photos) >= n_photos:
+                probe, photos = photos[:n_photos], photos[n_photos:]
+                used |= set(probe)
+                hit = is_first(units[probe].mean(axis=0), gallery, enrolled)
+                hits.append((people[enrolled], hit))
+                compared[True] += compare(units[probe].mean(axis=0), gallery, enrolled)
+                for i in probe:
+                    compared[False] += compare(units[i], gallery, enrolled)
+                gains.append(hit - np.mean([is_first(units[i], gallery, enrolled) for i in probe]))
+    found, gain = scores.fused_rank_1(n_photos), scores.fused_rank_1(n_photos, gain=True)
+    assert found.value == pytest.approx(np.mean([hit for _, hit in hits]))
+    assert 0 < found.value < 1
+    assert found.people.tolist() == sorted({who for who, _ in hits})
+    assert "a" not in found.people  # the only photo is in the gallery
+    assert found.n_photos == len(used)
+    without = [np.mean([hit for who, hit in hits if who != left]) for left in found.people]
+    assert found.leave_one_out.tolist() == pytest.approx(without)
+    assert gain.value == pytest.approx(np.mean(gains))
+    for left in ("", "e"):  # everybody, and without one person
+        fused, single = (
+            eer_of([(score, a, b) for score, a, b in part if left not in (a, b)])
+            for part in compared.values()
+        )
+        weights = (np.unique(people) != left)[None].astype(float)
+        for gained, expected in ((False, fused), (True, fused - single)):
+            measure = scores.fused_eer(n_photos, gain=gained)
+            assert measure.of_weights(weights) == pytest.approx(expected)
+    if n_photos == 1:
+        assert found.value == pytest.approx(scores.rank_rate(1).value)
+    assert math.isnan(scores.fused_rank_1(14).value)
 
 
 def brute_trapezoid(hits: list[bool]) -> float:

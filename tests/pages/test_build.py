@@ -29,6 +29,7 @@ from made_up_results import (
 import dataset_11k
 import measures.registry
 from dataset_11k import TASKS
+from measures.pairs import Verification, compare_all, pairwise_similarity
 from pages import build, charts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -141,13 +142,40 @@ def test_error_rates_by_pair_of_groups_are_a_table(tmp_path: Path) -> None:
 def test_unseen_people_are_matched_and_not_classified(tmp_path: Path) -> None:
     page = build.write_report(write_results(tmp_path / "evaluation", unseen=True), photos=None)
     found = titles(page)
-    assert {"All pairs: rank-1", "Tippett plot", "Training"} & set(found) == {
-        "All pairs: rank-1",
+    expected = {
+        "All pairs: rank-1 (in 12 photos of 12 people)",
+        "Rank-1 by size of the gallery",
+        "Rank-1 by photos per probe",
         "Tippett plot",
     }
+    assert (expected | {"Training"}) & set(found) == expected
+    assert charts.gallery_charts({"all_pairs": {"rank_1": 0.5}}) == []  # of an older test.py
+    # 6 photos of each person, of which one is in the gallery
+    counts = "12 people have 1, 12 people have 2, 12 people have 4, 0 people have 8 photos."
+    assert f"left out as probes: {counts}" in words(page)
     assert "Identity" not in found
     assert "Nobody on these photos was seen in training" in words(page)
     assert "No photos: hand photos are biometric data and were left out." in words(page)
+
+
+def test_the_det_band_is_the_interval_of_fnmr_where_enough_people_support_it() -> None:
+    people = np.repeat([f"p{i:02}" for i in range(30)], 4)
+    random = np.random.default_rng(0)
+    embeddings = random.standard_normal((30, 12))[np.repeat(np.arange(30), 4)]
+    embeddings += 0.7 * random.standard_normal(embeddings.shape)
+    similarity = pairwise_similarity(embeddings, people, people, 0)
+    verification = Verification(compare_all(similarity, people))
+    band = charts.det_band(verification)
+    assert band.x[0] == pytest.approx(30 / (30 * 29 / 2), rel=0.01)
+    curve = verification.curve()
+    fnmr = [curve.fnmr[np.argmax(curve.fmr <= x)] for x in band.x]
+    drawn = ~np.isnan(band.low)
+    assert drawn.tolist() == [rate > 0 for rate in fnmr]
+    assert 5 < drawn.sum() < len(drawn)
+    assert (band.low < fnmr)[drawn].all()
+    assert (fnmr < band.high)[drawn].all()
+    few = Verification(compare_all(similarity[:20, :20], people[:20]))
+    assert np.isnan(charts.det_band(few).low).all()  # 10 pairs of people
 
 
 @quickly

@@ -74,11 +74,16 @@ def test_a_curve_leaves_out_gaps_and_marks_few_points() -> None:
 
 def test_a_det_curve_is_probit_and_stays_within_the_chart() -> None:
     fmr, fnmr = np.array([0, 0.01, 0.5, 1]), np.array([1, 0.2, 0.05, 0])
-    figure = figures.draw_det([figures.Curve("pairs", fmr, fnmr)])
+    band = figures.Band(np.array([0.1, 0.2, 0.3]), np.array([0, 0.01, np.nan]), np.full(3, 0.9))
+    figure = figures.draw_det([figures.Curve("pairs", fmr, fnmr, band)])
     x, y = (np.asarray(values) for values in figure.axes[0].lines[1].get_data())
     low, high = norm.ppf(figures.DET_LIMITS)
     assert x.tolist() == pytest.approx([low, norm.ppf(0.01), norm.ppf(0.5), high])
     assert y.tolist() == pytest.approx([high, norm.ppf(0.2), norm.ppf(0.05), low])
+    (area,) = figure.axes[0].collections
+    ends = area.get_paths()[0].get_extents()
+    assert (ends.x0, ends.x1) == pytest.approx(norm.ppf([0.1, 0.2]))  # 0.3 has no lower end
+    assert (ends.y0, ends.y1) == pytest.approx((low, high))
 
 
 def test_few_people_are_hollow_and_headings_have_no_dot() -> None:

@@ -159,3 +159,18 @@ def test_the_baselines_mean_something_else_for_unseen_people() -> None:
     assert not wording.is_unseen(metrics())
     assert "better than every baseline" in wording.explain_baselines(True)
     assert "recognising people" in wording.explain_baselines(False)
+
+
+def test_searches_name_the_people_and_photos_of_the_gallery() -> None:
+    block = {"gallery_people": 28, "extended_gallery": {"n_distractors": 7}}
+    names = {
+        key: wording.in_gallery(MEASURES[key], block).name
+        for key in ("rank_1", "rank_1_extended", "eer", "rank_1_among_10")
+    }
+    assert names == {
+        "rank_1": "rank-1 (in 28 photos of 28 people)",
+        "rank_1_extended": "rank-1, extended galleries (in 35 photos of 35 people)",
+        "eer": "EER",
+        "rank_1_among_10": "rank-1 (in 10 photos of 10 random people)",
+    }
+    assert wording.in_gallery(MEASURES["rank_1"], {}).name == "rank-1"  # of an older test.py
