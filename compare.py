@@ -1,12 +1,13 @@
-r"""Compare backbones, hand aspects and protocols: train and evaluate each, one table, one figure.
+r"""Compare backbones, recipes, hand aspects and protocols: train and evaluate each, one table.
 
     python compare.py --backbones swin_t resnet50 --aspects dorsal_dr palmar_pr \
         --protocols paper subject-disjoint --input ./11k --output ./comparison --N_epochs 50
 
-runs train.py and test.py for every backbone, aspect, protocol, fold and seed; flags that are not
-listed below are passed to train.py. After every run it updates results.csv, differences.csv,
-table.md and comparison.png. Repeating the command resumes an interrupted comparison and skips
-finished runs.
+runs train.py and test.py for every backbone, recipe, aspect, protocol, fold and seed; flags that
+are not listed below are passed to train.py. After every run it updates results.csv,
+differences.csv, table.md and comparison.png. Repeating the command resumes an interrupted
+comparison and skips finished runs. With --shard I/N it executes every N-th run, so that N commands,
+such as the tasks of a Slurm job array, share the work on one --output.
 
     python compare.py --output ./comparison --difference dorsal_dr-paper-swin_t \
         dorsal_dr-paper-resnet50
@@ -74,7 +75,7 @@ from measures.metrics_json import headline_measures
 from measures.registry import BASELINES, MEASURES
 from pages.figures import save_figure
 from pages.wording import headlines
-from train import TrainConfig, check_model, read_run_data
+from train import RECIPES, TrainConfig, check_model, read_run_data, with_recipe
 from utils import (
     UserError,
     atomic_write,
@@ -99,11 +100,14 @@ SET_PER_RUN = {
     "protocol": "--protocols",
     "fold": "--folds",
     "backbone": "--backbones",
+    "recipe": "--recipes",
     "backbone_weights": "--backbone_weights NAME=FILE",
     "seed": "--seeds",
     "run_dir": "--output",
     "resume": "the same command again",
 }
+
+NEEDS_BACKBONES = ("recipes", "aspects", "protocols", "folds", "seeds", "shard")
 
 HERE = Path(__file__).resolve().parent
 
@@ -116,6 +120,9 @@ class CompareConfig:
 
     backbones: tuple[str, ...] = flag(
         (), "backbones, named as in train.py", nargs="+", metavar="NAME"
+    )
+    recipes: tuple[str, ...] = flag(
+        ("published",), "recipes of train.py", choices=tuple(RECIPES), nargs="+"
     )
     aspects: tuple[str, ...] = flag(
         ("dorsal_dr",), "names of the CSVs in <input>/sub_dataset", nargs="+", metavar="ASPECT"
@@ -142,6 +149,7 @@ class CompareConfig:
         (), "add finished runs from other folders to the table", nargs="+", metavar="RUN_DIR"
     )
     processes: int = flag(1, "number of parallel runs, each on its own GPU if there are several")
+    shard: str = flag("1/1", "execute the I-th of N parts of the runs", metavar="I/N")
     dry_run: bool = flag(False, "print the state of every run and exit")
     difference: tuple[str, ...] = flag(
         (), "print the differences between two rows of the table", nargs=2, metavar="ROW"
@@ -151,6 +159,9 @@ class CompareConfig:
         """Refuse values outside their range, and flags that contradict each other."""
         if self.processes < 1:
             raise ValueError(f"--processes must be above 0, not {self.processes}")
+        i, slash, n = self.shard.partition("/")
+        if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+            raise ValueError(f"--shard {self.shard}: expected I/N with I from 1 to N, such as 1/4")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             repeated = isinstance(value, tuple) and len(set(value)) < len(value)
@@ -160,7 +171,7 @@ class CompareConfig:
                 continue
             if self.difference and field.name not in ("difference", "output"):
                 raise ValueError(f"--difference goes with --output only, not with --{field.name}")
-            if not self.backbones and field.name in ("aspects", "protocols", "folds", "seeds"):
+            if not self.backbones and field.name in NEEDS_BACKBONES:
                 raise ValueError(f"--{field.name} needs --backbones")
         if not (self.backbones or self.add or self.difference):
             raise ValueError("give --backbones, --add or --difference")
@@ -194,6 +205,12 @@ class TableRow(NamedTuple):
     aspect: str
     protocol: str
     backbone: str
+    recipe: str = "published"
+
+    @property
+    def model(self) -> str:
+        """The backbone, and its recipe if it is not the published one."""
+        return self.backbone if self.recipe == "published" else f"{self.backbone}-{self.recipe}"
 
 
 class Cell(NamedTuple):
@@ -204,17 +221,18 @@ class Cell(NamedTuple):
     backbone: str
     fold: int | None  # None: the protocol has no folds
     seed: int
+    recipe: str = "published"
 
     @property
     def row(self) -> TableRow:
         """The row of the table that the run belongs to."""
-        return TableRow(self.aspect, self.protocol, self.backbone)
+        return TableRow(self.aspect, self.protocol, self.backbone, self.recipe)
 
     def name(self, *, fold: bool = True, seed: bool = True) -> str:
         """Return the name of the run's folder; without fold or seed, of their average."""
         parts = [self.aspect, self.protocol]
         parts += [f"fold_{self.fold}"] * (fold and self.fold is not None)
-        return "-".join([*parts, safe_name(self.backbone), *[f"seed_{self.seed}"] * seed])
+        return "-".join([*parts, safe_name(self.row.model), *[f"seed_{self.seed}"] * seed])
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,10 +248,11 @@ class PlannedRun:
     added: bool = False
 
     @property
-    def recipe(self) -> str:
-        """The flags that differ from train.py's defaults; runs that are averaged share them."""
+    def flags(self) -> str:
+        """The flags that differ from the recipe's; runs that are averaged share them."""
         parts = []
-        for name, default in config_to_json(TrainConfig()).items():
+        defaults = TrainConfig(**with_recipe({"recipe": self.settings.get("recipe", "published")}))
+        for name, default in config_to_json(defaults).items():
             value = self.settings.get(name, default)
             is_recipe = name == "N_epochs" or name not in (*MAY_CHANGE_ON_RESUME, *SET_PER_RUN)
             if value == default or not is_recipe:
@@ -319,24 +338,26 @@ def plan_runs(
             raise UserError(f"--backbone_weights: not found: {file}")
     runs = []
     fingerprints: dict[Cell, dict[str, str]] = {}
-    checked: set[str] = set()  # backbones
+    checked: set[str] = set()  # models
     pairs = itertools.product(config.aspects, config.protocols) if config.backbones else ()
     for aspect, protocol in pairs:
         attributes = config.input / "sub_dataset" / f"{aspect}.csv"
         folds: Sequence[int | None] = (None,)
         if PROTOCOLS[protocol].folds > 1:  # without any, reading fold 0 says what to do
             folds = config.folds or locate(attributes, protocol).folds or (0,)
-        for seed, fold, backbone in itertools.product(config.seeds, folds, config.backbones):
-            cell = Cell(aspect, protocol, backbone, fold, seed)
+        for seed, fold, backbone, recipe in itertools.product(
+            config.seeds, folds, config.backbones, config.recipes
+        ):
+            cell = Cell(aspect, protocol, backbone, fold, seed, recipe)
             own = {"attributes_file": attributes, **cell._asdict()}
             own |= {"backbone_weights": config.weights.get(backbone)}
             del own["aspect"]
-            train_config = build_config(parser, TrainConfig, {**given, **own})
-            if backbone not in checked:
+            train_config = build_config(parser, TrainConfig, with_recipe({**given, **own}))
+            if cell.row.model not in checked:
                 check_model(train_config)
-                checked.add(backbone)
+                checked.add(cell.row.model)
             run = PlannedRun(cell, config.output / cell.name(), config_to_json(train_config))
-            data = cell._replace(backbone="")
+            data = cell._replace(backbone="", recipe="")
             if data not in fingerprints:
                 fingerprints[data] = read_run_data(train_config).fingerprints
             check_folder(run, fingerprints[data])
@@ -377,7 +398,9 @@ def plan_added(folder: Path, root: Path) -> PlannedRun:
             f" it with: python train.py --resume {folder}"
         )
     fold = (stored["fold"] or 0) if PROTOCOLS[stored["protocol"]].folds > 1 else None
-    cell = Cell(state["aspect"], stored["protocol"], stored["backbone"], fold, stored["seed"])
+    recipe = stored.get("recipe", "published")  # earlier versions had no other
+    own = (stored["backbone"], fold, stored["seed"], recipe)
+    cell = Cell(state["aspect"], stored["protocol"], *own)
     attributes = root / "sub_dataset" / f"{cell.aspect}.csv"
     here = {"attributes_file": str(attributes), "device": "auto"}
     run = PlannedRun(cell, folder, {**stored, **here}, added=True)
@@ -399,7 +422,7 @@ def plan_listed(config: CompareConfig) -> list[PlannedRun]:
 
 
 def check_distinct(runs: Sequence[PlannedRun]) -> None:
-    """Refuse two runs of one cell, and rows that would average different recipes."""
+    """Refuse two runs of one cell, and rows that would average different settings."""
     cells: dict[Cell, PlannedRun] = {}
     rows: dict[TableRow, PlannedRun] = {}
     for run in runs:
@@ -409,10 +432,10 @@ def check_distinct(runs: Sequence[PlannedRun]) -> None:
                 f"two runs of {run.cell.name()}: {run.folder} and {other.folder}. Leave one out"
             )
         other = rows.setdefault(run.cell.row, run)
-        if other.recipe != run.recipe:
+        if other.flags != run.flags:
             raise UserError(
                 f"runs to average differ in their settings: {run.folder}"
-                f" ({run.recipe or 'defaults'}) and {other.folder} ({other.recipe or 'defaults'})."
+                f" ({run.flags or 'defaults'}) and {other.folder} ({other.flags or 'defaults'})."
                 " Leave one out"
             )
 
@@ -425,7 +448,7 @@ def train_command(run: PlannedRun, flags: Sequence[str]) -> list[str]:
     command = [sys.executable, str(HERE / "train.py")]
     command += ["--attributes_file", run.settings["attributes_file"]]
     command += ["--resume" if has_config(run.folder) else "--run_dir", str(run.folder)]
-    for name in ("protocol", "fold", "backbone", "backbone_weights", "seed"):
+    for name in ("recipe", "protocol", "fold", "backbone", "backbone_weights", "seed"):
         value = run.settings[name]
         command += [] if value is None else [f"--{name}", str(value)]
     return [*command, *flags]
@@ -519,11 +542,13 @@ class Comparison:
         Raises:
             KeyboardInterrupt: Ctrl-C; the running commands receive it too, and end by themselves.
         """
-        waiting = [run for run in self.runs if run not in self.evaluated]
-        n_done = len(self.evaluated)
+        i, n = map(int, self.config.shard.split("/"))
+        mine = self.runs[i - 1 :: n]
+        waiting = [run for run in mine if run not in self.evaluated]
+        n_done = len(mine) - len(waiting)
         with (
             logging_redirect_tqdm([logger]),
-            tqdm(total=len(self.runs), initial=n_done, unit="run", disable=None) as bar,
+            tqdm(total=len(mine), initial=n_done, unit="run", disable=None) as bar,
             ThreadPoolExecutor(self.config.processes) as pool,
         ):
             futures = {pool.submit(self.execute, run): run for run in waiting}
@@ -550,14 +575,16 @@ class Comparison:
     def write(self) -> None:
         """Write results.csv, differences.csv, table.md and comparison.png."""
         output = self.config.output
+        others = [run for run in self.runs if run not in self.evaluated]  # perhaps in other shards
+        self.evaluated |= {run: found for run in others if (found := find_evaluation(run))}
         results = [self.evaluated[run] for run in self.runs if run in self.evaluated]
         averages = average_rows(results, self.config.input)
         differences = differences_table(averages)
-        recipes = {run.cell.row: run.recipe for run in self.runs}
+        settings = {run.cell.row: run.flags for run in self.runs}
         write_csv(results_table(results, output), output / "results.csv")
         write_csv(differences, output / "differences.csv")
         n_missing = len(self.runs) - len(results)
-        write_text(output / "table.md", table_text(averages, recipes, differences, n_missing))
+        write_text(output / "table.md", table_text(averages, settings, differences, n_missing))
         if averages:
             plot_comparison(averages, output / "comparison.png")
 
@@ -609,7 +636,7 @@ class RowAverages:
     @property
     def cells(self) -> list[str]:
         """The first cells of the row in table.md."""
-        return [f"`{name}`" for name in (self.row.backbone, self.row.aspect, self.row.protocol)]
+        return [f"`{name}`" for name in (self.row.model, self.row.aspect, self.row.protocol)]
 
     @property
     def folds_text(self) -> str:
@@ -720,7 +747,7 @@ def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
         if not same_photos(first, second):
             continue
         folds = " ".join(str(fold) for fold in sorted(fold for fold in common if fold is not None))
-        names = (*one.row, other.row.backbone, folds)
+        names = (*one.row[:2], one.row.model, other.row.model, folds)
         found, seeds = paired_differences(first, second), n_seeds(first, second)
         rows += [(*names, *key, *difference, seeds) for key, difference in found.items()]
     table = pd.DataFrame(rows, columns=columns)
@@ -749,14 +776,14 @@ def markdown_section(title: str, head: Sequence[str], rows: Sequence[Sequence[st
     return "\n".join([f"## {title}", "", *table, ""])
 
 
-def runs_section(averages: Sequence[RowAverages], recipes: Mapping[TableRow, str]) -> str:
+def runs_section(averages: Sequence[RowAverages], settings: Mapping[TableRow, str]) -> str:
     """Return the part of table.md about runs: what is averaged, and how it was trained."""
     head = ["backbone", "aspect", "protocol", "averaged over", "photos", "settings"]
     rows = []
     for average in averages:
-        recipe = recipes[average.row]
-        settings = f"`{recipe}`" if recipe else "defaults of train.py"
-        rows.append([*average.cells, average.averaged_over, str(average.n_images), settings])
+        flags = settings[average.row]
+        flags = f"`{flags}`" if flags else "defaults of train.py"
+        rows.append([*average.cells, average.averaged_over, str(average.n_images), flags])
     return markdown_section("Runs", head, rows)
 
 
@@ -783,7 +810,7 @@ def measure_section(averages: Sequence[RowAverages], key: MeasureKey) -> str:
 
 def table_text(
     averages: Sequence[RowAverages],
-    recipes: Mapping[TableRow, str],
+    settings: Mapping[TableRow, str],
     differences: pd.DataFrame,
     n_missing: int,
 ) -> str:
@@ -791,12 +818,12 @@ def table_text(
 
     Args:
         averages: rows with finished runs.
-        recipes: each row's flags that differ from train.py's defaults.
+        settings: each row's flags that differ from those of its recipe.
         differences: as `differences_table` returns it.
         n_missing: number of runs that are not finished.
     """
     parts = [f"**Incomplete: {n_missing} runs are not finished.**\n"] if n_missing else []
-    parts.append(runs_section(averages, recipes))
+    parts.append(runs_section(averages, settings))
     parts += [measure_section(averages, key) for key in measures_of(averages)]
     notes = NOTES
     for baseline in BASELINES.values():
@@ -917,6 +944,7 @@ def read_results_csv(output: Path) -> list[EvaluatedRun]:
                 *(record["aspect"], record["protocol"], record["backbone"]),
                 int(record["fold"]) if record["fold"] else None,
                 int(record["seed"]),
+                record.get("recipe", "published"),
             )
             for record in records
         ]
@@ -1020,17 +1048,19 @@ def parse_flags(
             parser.error(f"--{name} is set for every run; give {SET_PER_RUN[name]}")
         if not config.backbones:
             parser.error(f"--{name} is a flag of train.py, and needs --backbones")
-    for backbone, seed in itertools.product(config.backbones, config.seeds):
-        own = {"backbone_weights": config.weights.get(backbone), "seed": seed}
-        build_config(train_parser, TrainConfig, {**given, **own})  # refuses what train.py refuses
+    every = itertools.product(config.backbones, config.seeds, config.recipes)
+    for backbone, seed, recipe in every:  # refuses what train.py refuses
+        own = {"backbone_weights": config.weights.get(backbone), "seed": seed, "recipe": recipe}
+        build_config(train_parser, TrainConfig, with_recipe({**given, **own}))
     return config, flags, given, train_parser
 
 
-def lock_output(output: Path) -> FileLock:
-    """Create the output folder and lock it for this process."""
+def lock_output(output: Path, shard: str) -> FileLock:
+    """Create the output folder and lock it, or its shard, for this process."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / ".lock", timeout=0)
+        name = ".lock" if shard == "1/1" else f".lock-{shard.replace('/', '-of-')}"
+        lock = FileLock(output / name, timeout=0)
         lock.acquire()
     except FileExistsError as error:
         raise UserError(f"not a folder: --output {output}. Give a folder") from error
@@ -1042,7 +1072,7 @@ def lock_output(output: Path) -> FileLock:
 def run_comparison(comparison: Comparison) -> int:
     """Execute the unfinished runs, write and print the results; return the exit code."""
     output = comparison.config.output
-    with lock_output(output):
+    with lock_output(output, comparison.config.shard):
         setup_logging(output / "compare.log")
         comparison.write()
         try:

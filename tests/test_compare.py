@@ -124,6 +124,7 @@ def epochs_of(run_dir: Path) -> list[int]:
         ("--backbones a --lr -1", "--lr must be a number above 0, not -1.0"),
         ("--add a --lr 1e-3", "--lr is a flag of train.py, and needs --backbones"),
         ("--add a --seeds 1", "--seeds needs --backbones"),
+        ("--backbones a --shard 3/2", "--shard 3/2: expected I/N"),
         ("--difference a b --backbones c", "--difference goes with --output only"),
     ],
 )
@@ -183,6 +184,27 @@ def test_devices_are_gpus_or_shares_of_the_cpus(monkeypatch: pytest.MonkeyPatch)
 
 
 # ----------------------------------------------------------------------------- runs
+
+
+def test_two_recipes_in_two_shards(
+    root: Path, tmp_path: Path, children: Children, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    flags = flags_of(root, output, "--protocols", "paper", backbones=BOTH[:1])
+    flags += ["--recipes", "published", "frozen", "--neck", "8"]
+    assert compare.main([*flags, "--shard", "1/2"]) == 0
+    assert children.scripts() == ["train.py", "test.py"]
+    assert "Incomplete: 1 runs" in capsys.readouterr().out
+    assert compare.main([*flags, "--shard", "2/2"]) == 0
+    assert children.scripts() == ["train.py", "test.py"]
+    text = capsys.readouterr().out
+    assert "| `test_resnet-frozen` | `dorsal_dr` | `paper` |" in text
+    assert "Incomplete" not in text
+    assert pd.read_csv(output / "results.csv")["recipe"].tolist() == ["published", "frozen"]
+    differences = pd.read_csv(output / "differences.csv")
+    assert set(differences["second"]) == {"test_resnet-frozen"}
+    assert compare.main([*flags, "--dry_run"]) == 0
+    assert "2 of 2 runs finished" in capsys.readouterr().out
 
 
 def test_two_backbones_under_two_protocols(
@@ -438,10 +460,10 @@ def write_all(results: Sequence[EvaluatedRun], output: Path) -> dict[str, Any]:
     """Write what compare.py writes about results; return the tables."""
     averages = compare.average_rows(results, output)
     differences = compare.differences_table(averages)
-    recipes = {average.row: "--N_epochs 3" for average in averages}
+    settings = {average.row: "--N_epochs 3" for average in averages}
     compare.write_csv(compare.results_table(results, output), output / "results.csv")
     compare.plot_comparison(averages, output / "comparison.png")
-    text = compare.table_text(averages, recipes, differences, 0)
+    text = compare.table_text(averages, settings, differences, 0)
     results_csv = pd.read_csv(output / "results.csv")
     return {"table": text, "differences": differences, "results": results_csv}
 
