@@ -268,7 +268,7 @@ def compute_differences(
         name: {
             key: paired_difference(results[key], value)._asdict()
             for key, value in found.items()
-            if MEASURES[key].headline
+            if MEASURES[key].headline and isinstance(value, PeopleMeasure)
         }
         for name, found in baselines.items()
     }
