@@ -183,6 +183,7 @@ def test_every_number_of_a_model_card_is_in_metrics_json(tmp_path: Path, unseen:
         ends = [found["intervals"]["cllr"][end] for end in ("low", "high")]
         expected = f"Cllr {found['cllr']:.3f} bits ({ends[0]:.3f} to {ends[1]:.3f} bits)"
         assert f"{block['n_impostor']:,} impostor {expected}" in text
+        assert "gain in rank-1 by 4 photos per probe (in 12 photos of 12 people)" in text
     else:
         assert "accuracy Cllr – whole interval" in text
         assert "were seen in training, so likelihood ratios were not calibrated" in text
