@@ -21,6 +21,12 @@ start      Seconds from the start of a process to the end of its first step, wit
 compile    Seconds of compiling the backbone; duration of a step before and after it.
 
 Weights are random, as they do not change the speed.
+
+    python benchmark.py --runs checkpoints/published checkpoints/frozen
+
+compares the time to accuracy of finished runs of train.py on the same split: how long each took to
+reach the best score on val of the first, and to hold it to its end. Writes accuracy.csv and
+accuracy.png.
 """
 
 from __future__ import annotations
@@ -40,12 +46,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 
-from data.splits import locate
+from data.splits import PROTOCOLS, locate
 from dataset_11k import Item
+from engine.checkpoint import read_epochs, read_run
 from engine.distributed import Distributed
 from engine.loop import (
     Preprocessing,
@@ -65,6 +73,8 @@ from train import (
 )
 from utils import (
     DEVICES,
+    UserError,
+    atomic_write,
     build_config,
     build_parser,
     config_to_json,
@@ -142,6 +152,9 @@ class BenchmarkConfig:
     augment: str = train_flag("augment")
     num_workers: int = train_flag("num_workers")
     device: str = flag("auto", "where to measure; auto: cuda, then mps, then cpu", choices=DEVICES)
+    runs: tuple[Path, ...] = flag(
+        (), "compare the time to accuracy of these runs instead", nargs="+", metavar="RUN_DIR"
+    )
     output: Path = flag(Path("./benchmark_results"), "folder of the results", metavar="DIR")
 
     def __post_init__(self) -> None:
@@ -506,12 +519,88 @@ def write_samples(
     write_json(config.output / "benchmark.json", content)
 
 
+# ----------------------------------------------------------------------------- time to accuracy
+
+
+def read_curves(run_dirs: Sequence[Path]) -> pd.DataFrame:
+    """Return the evaluated epochs of runs: run, epoch, minutes since the start, score on val.
+
+    The score is rank-1 if val shows unseen people, else the mean balanced accuracy of the tasks.
+    """
+    curves, first = [], read_run(run_dirs[0])
+    for run_dir in run_dirs:
+        stored = read_run(run_dir)
+        if stored["fingerprints"] != first["fingerprints"]:
+            raise UserError(f"--runs: {run_dir} has other samples than {run_dirs[0]}. Leave it out")
+        if stored["environment"] != first["environment"]:
+            logger.warning("%s ran on another machine or version than %s", run_dir, run_dirs[0])
+        table = pd.DataFrame(read_epochs(run_dir))
+        unseen = "val" in PROTOCOLS[stored["config"]["protocol"]].unseen
+        score = table["val_rank_1" if unseen else "val_mean_balanced_accuracy"]
+        table = table.assign(run=run_dir.name, minutes=table["seconds"].cumsum() / 60, score=score)
+        curves.append(table.dropna(subset="score")[["run", "epoch", "minutes", "score"]])
+    return pd.concat(curves, ignore_index=True)
+
+
+def time_to_accuracy(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return when each run reached the first one's best score and held it; NaN: never.
+
+    Args:
+        curves: as `read_curves` returns them.
+    """
+    groups = {run: group for run, group in curves.groupby("run", sort=False)}
+    reference = next(iter(groups.values()))
+    target = reference["score"].max()
+    needed = reference["minutes"][reference["score"].idxmax()]
+    rows = []
+    for run, group in groups.items():
+        lowest_since = np.minimum.accumulate(group["score"].to_numpy()[::-1])[::-1]
+        minutes = group["minutes"][lowest_since >= target].min()
+        if group is reference:  # its best epoch is what is kept, whatever follows
+            minutes = needed
+        best = group["score"].max()
+        rows.append((run, target, best, minutes, needed / minutes))
+    return pd.DataFrame(rows, columns=["run", "target", "best score", "minutes", "times as fast"])
+
+
+def plot_accuracy(curves: pd.DataFrame, target: float, path: Path) -> None:
+    """Draw the score on val over the minutes since the start of each run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    panel = figure.subplots()
+    for run, group in curves.groupby("run", sort=False):
+        panel.plot(group["minutes"], 100 * group["score"], marker="o", markersize=3, label=run)
+    panel.axhline(100 * target, color="#888888", linewidth=0.8)
+    panel.set_xscale("log")
+    panel.set_xlabel("minutes since the start of the training")
+    panel.set_ylabel("score on val (%)")
+    panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def compare_runs(config: BenchmarkConfig) -> None:
+    """Print and write the time to accuracy of --runs."""
+    curves = read_curves(config.runs)
+    table = time_to_accuracy(curves)
+    config.output.mkdir(parents=True, exist_ok=True)
+    with atomic_write(config.output / "accuracy.csv") as temporary:
+        curves.to_csv(temporary, index=False, lineterminator="\n")
+    plot_accuracy(curves, table["target"][0], config.output / "accuracy.png")
+    print(table.to_string(index=False, float_format="{:.3g}".format, na_rep="never"))
+    print(f"\nwrote accuracy.csv and accuracy.png to {config.output}")
+
+
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
     parser = build_parser(BenchmarkConfig, __doc__)
     config = build_config(parser, BenchmarkConfig, vars(parser.parse_args(argv)))
     setup_logging()
+    if config.runs:
+        compare_runs(config)
+        return 0
     device = resolve_device(config.device)
     for backbone in config.backbones:
         check_model(config.training("baseline", backbone, config.batch_sizes[0], Path()))

@@ -709,8 +709,8 @@ def results_table(results: Sequence[EvaluatedRun], output: Path) -> pd.DataFrame
         facts = {key: result.metrics[key] for key in ("split", "epoch", "n_images", "n_people")}
         path, base = result.folder.absolute(), output.absolute()
         place = path.relative_to(base) if path.is_relative_to(base) else path
-        columns = headline_columns(result.metrics["tasks"])
-        rows.append({**result.cell._asdict(), **facts, "evaluation": place.as_posix(), **columns})
+        facts |= {"evaluation": place.as_posix(), "minutes": training_minutes(path.parent)}
+        rows.append({**result.cell._asdict(), **facts, **headline_columns(result.metrics["tasks"])})
     table = pd.DataFrame(rows, columns=None if rows else [*Cell._fields, "evaluation"])
     return table.astype({"fold": "Int64"})
 
@@ -759,6 +759,7 @@ def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
 NOTES = f"""\
 - In brackets: {LEVEL} confidence interval over people; it does not include
   the variation between seeds.
+- Minutes: mean duration of a training, from the decoding of the photos on.
 - Scores are averaged over seeds, then over folds (the repeats of lists); predictions are never
   pooled. SD over folds: standard deviation of the folds' scores.
 """
@@ -776,14 +777,22 @@ def markdown_section(title: str, head: Sequence[str], rows: Sequence[Sequence[st
     return "\n".join([f"## {title}", "", *table, ""])
 
 
+def training_minutes(run_dir: Path) -> float:
+    """Return the duration of a training from the decoding of the photos on; NaN: unknown."""
+    seconds = [epoch["seconds"] for epoch in read_epochs(run_dir)]
+    return sum(seconds) / 60 if seconds else math.nan
+
+
 def runs_section(averages: Sequence[RowAverages], settings: Mapping[TableRow, str]) -> str:
     """Return the part of table.md about runs: what is averaged, and how it was trained."""
-    head = ["backbone", "aspect", "protocol", "averaged over", "photos", "settings"]
+    head = ["backbone", "aspect", "protocol", "averaged over", "photos", "minutes", "settings"]
     rows = []
     for average in averages:
         flags = settings[average.row]
         flags = f"`{flags}`" if flags else "defaults of train.py"
-        rows.append([*average.cells, average.averaged_over, str(average.n_images), flags])
+        minutes = np.mean([training_minutes(run.folder.parent) for run in average.runs])
+        facts = [average.averaged_over, str(average.n_images), f"{minutes:.1f}"]
+        rows.append([*average.cells, *facts, flags])
     return markdown_section("Runs", head, rows)
 
 

@@ -558,6 +558,7 @@ def train(
     """Train to the last epoch; each writes a checkpoint and a line of metrics.jsonl."""
     from torch.utils.tensorboard import SummaryWriter
 
+    start = time.perf_counter()
     epochs = range(run.epoch + 1, config.N_epochs + 1)
     fitted = {epoch for epoch in epochs if FITS[config.fit](epoch, config.N_epochs)}
     loaders = build_loaders(config, resolved, data, distributed) if set(epochs) - fitted else {}
@@ -569,7 +570,6 @@ def train(
     if distributed.is_main:
         board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.epoch + 1)
     for epoch in epochs:
-        start = time.perf_counter()
         seed_everything(config.seed, epoch, *([distributed.rank] if distributed.rank else []))
         lr = learning_rate(
             epoch, base=config.lr, warmup=config.warmup, warmup_epochs=resolved.warmup_epochs
@@ -618,13 +618,14 @@ def train(
             record = {
                 "epoch": epoch,
                 "lr": lr,
-                "seconds": round(time.perf_counter() - start, 3),
+                "seconds": round(time.perf_counter() - start, 3),  # of the first, decoding too
                 **{f"train_{name}": value for name, value in means.items()},
                 **{f"val_{name}": scores.get(name) for name in val_names(tasks)},
             }
             log_epoch(record, config.N_epochs, board)
             append_line(run.folder / "metrics.jsonl", json.dumps(record, allow_nan=False))
             run.save(record, temperature)
+        start = time.perf_counter()
 
 
 def log_epoch(record: Mapping[str, Any], n_epochs: int, board: SummaryWriter) -> None:

@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from PIL import Image
 
 import benchmark
+import train
 from benchmark import (
     BASELINE,
     STEADY_PARTS,
@@ -144,3 +146,41 @@ def test_unknown_backbones_and_missing_data_are_refused_at_once(
     assert error.startswith("error:")
     assert nowhere in error
     assert not (tmp_path / "out").exists()
+
+
+def test_time_to_accuracy_of_finished_runs(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = "--backbone test_resnet --no-pretrained --image_size 32 --amp off --device cpu"
+    tiny += f" --num_workers 0 --attributes_file {split_root / 'sub_dataset' / 'dorsal_dr.csv'}"
+    runs = [str(tmp_path / name) for name in ("published", "frozen")]
+    assert (
+        train.main([*tiny.split(), *["--N_epochs", "3", "--eval_every", "1", "--run_dir"], runs[0]])
+        == 0
+    )
+    assert (
+        train.main([*tiny.split(), *["--recipe", "frozen", "--neck", "8", "--run_dir"], runs[1]])
+        == 0
+    )
+    scores = {"published": (0.5, 0.9, 0.8), "frozen": (0.95,)}
+    for name, values in scores.items():
+        path = tmp_path / name / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line, score in zip(lines, values, strict=True):
+            line |= {"seconds": 30.0, "val_mean_balanced_accuracy": score}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "out"
+    assert benchmark.main(["--runs", *runs, "--output", str(output)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[-4:-2] == [
+        ["published", "0.9", "0.9", "1", "1"],
+        ["frozen", "0.9", "0.95", "0.5", "2"],
+    ]
+    assert len(pd.read_csv(output / "accuracy.csv")) == 4
+    assert (output / "accuracy.png").is_file()
+    split = split_root / "trainval" / "dorsal_dr" / "val.csv"
+    split.write_text(split.read_text().rstrip().rpartition("\n")[0] + "\n")
+    fewer = str(tmp_path / "fewer")
+    assert train.main([*tiny.split(), "--N_epochs", "1", "--run_dir", fewer]) == 0
+    assert benchmark.main(["--runs", *runs, fewer, "--output", str(output)]) == 1
+    assert "fewer has other samples than" in capsys.readouterr().err
