@@ -551,7 +551,7 @@ def time_to_accuracy(curves: pd.DataFrame) -> pd.DataFrame:
     groups = {run: group for run, group in curves.groupby("run", sort=False)}
     reference = next(iter(groups.values()))
     target = reference["score"].max()
-    needed = reference["minutes"][reference["score"].idxmax()]
+    needed = reference["minutes"].to_numpy()[reference["score"].argmax()]
     rows = []
     for run, group in groups.items():
         lowest_since = np.minimum.accumulate(group["score"].to_numpy()[::-1])[::-1]
