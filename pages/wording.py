@@ -269,10 +269,11 @@ def describe_evaluation(metrics: Mapping[str, Any]) -> str:
     hand = f" ({ASPECTS[aspect]})" if aspect in ASPECTS else ""
     people = f" of {metrics['n_people']} people" if metrics.get("n_people") else ""
     fold = "" if metrics.get("fold") is None else f", fold {metrics['fold']}"
+    recipe = metrics.get("training", {}).get("config", {}).get("recipe", "published")
     return (
         f"{metrics['n_images']} photos{people}, aspect {aspect}{hand}, {metrics['split']} split of"
-        f" protocol {metrics['protocol']}{fold}. Model: {metrics['backbone']}, epoch"
-        f" {metrics.get('epoch', 'unknown')}."
+        f" protocol {metrics['protocol']}{fold}. Model: {metrics['backbone']}, recipe {recipe},"
+        f" epoch {metrics.get('epoch', 'unknown')}."
     )
 
 
@@ -329,9 +330,9 @@ def explain_baselines(unseen: bool) -> str:
     if unseen:
         return (
             "Nobody on these photos was seen in training. Only a score better than every baseline"
-            " shows a benefit of training the network on hands. Pixels and ImageNet features are"
-            " not trained on hands; logistic regression and whitening are fitted on training"
-            " photos. Background shows no hand, corners hardly any, and the constant uses no photo."
+            " shows a benefit of training on hands. Pixels and ImageNet features are not trained on"
+            " hands; logistic regression and whitening are fitted on training photos. Background"
+            " shows no hand, corners hardly any, and the constant uses no photo."
         )
     return (
         "The people on these photos were seen in training. Identity lookup predicts the other"
