@@ -220,6 +220,12 @@ def open_photo(photo: Photo, decode_size: int = 0) -> Image.Image:
     return rgb
 
 
+def is_photo_name(path: Path) -> bool:
+    """Return whether Pillow or pillow-heif read files with the suffix of `path`."""
+    suffix = path.suffix.lower()
+    return Image.registered_extensions().get(suffix) in Image.OPEN or suffix in HEIF_SUFFIXES
+
+
 def describe_photo(photo: Photo) -> str:
     """Return the path of a photo, or what else it is."""
     if isinstance(photo, str | Path):

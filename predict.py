@@ -39,7 +39,6 @@ from data.splits import check_photos, fingerprint, locate
 from data.tables import read_csv, read_samples
 from dataset_11k import (
     AGE_GROUPS,
-    HEIF_SUFFIXES,
     TASKS,
     HandsDataset,
     Item,
@@ -47,6 +46,7 @@ from dataset_11k import (
     PhotoReader,
     build_loader,
     describe_photo,
+    is_photo_name,
     open_photo,
 )
 from engine import loop
@@ -168,12 +168,6 @@ def collate(members: Sequence[tuple[int, Item | str, list[str]]]) -> Batch:
     images, labels, indices, draws = zip(*items, strict=True)
     item = Item(torch.stack(images), torch.stack(labels), torch.tensor(indices), torch.stack(draws))
     return Batch(item, failures, warnings)
-
-
-def is_photo_name(path: Path) -> bool:
-    """Return whether Pillow or pillow-heif read files with the suffix of `path`."""
-    suffix = path.suffix.lower()
-    return Image.registered_extensions().get(suffix) in Image.OPEN or suffix in HEIF_SUFFIXES
 
 
 def search_folder(folder: Path, outputs: Sequence[Path]) -> tuple[list[Path], list[str]]:
