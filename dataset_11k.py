@@ -202,6 +202,8 @@ def open_photo(photo: Photo, decode_size: int = 0) -> Image.Image:
         UserError: it cannot be decoded completely.
     """
     name, what_next = describe_photo(photo), "Replace the file"
+    if isinstance(photo, str) and "://" in photo:
+        raise UserError(f"a URL, not a file: {photo}. Download the photo and give its path")
     try:
         if isinstance(photo, str | Path):
             with open_file(Path(photo)) as image:
@@ -213,7 +215,8 @@ def open_photo(photo: Photo, decode_size: int = 0) -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # on damaged data Pillow's plugins raise all kinds of exceptions
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        text = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(text.split()).rstrip(".") or type(error).__name__
         raise UserError(f"cannot decode photo {name}: {reason}. {what_next}") from error
     for flaw in rgb.info["warnings"]:
         warn_once(f"photo {name}: {flaw}")

@@ -21,7 +21,6 @@ import csv
 import io
 import itertools
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +35,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
 from data.splits import check_photos, fingerprint, locate
-from data.tables import read_csv, read_samples
+from data.tables import Rule, check_cells, read_csv, read_samples
 from dataset_11k import (
     AGE_GROUPS,
     TASKS,
@@ -190,55 +189,60 @@ def search_folder(folder: Path, outputs: Sequence[Path]) -> tuple[list[Path], li
 
 
 def is_output(path: Path, outputs: Sequence[Path]) -> bool:
-    """Return whether a path is one of `outputs` or below it."""
-    resolved = path.resolve()
-    return any(resolved.is_relative_to(output.resolve()) for output in outputs)
+    """Return whether a path is one of `outputs`, which are resolved, or below it."""
+    return any(path.resolve().is_relative_to(output) for output in outputs)
 
 
-def find_photos(inputs: Sequence[str], outputs: Sequence[Path]) -> tuple[list[Path], list[str]]:
+def find_photos(inputs: Sequence[str], outputs: Sequence[Path]) -> tuple[list[Photo], list[str]]:
     """Return the photos that `inputs` name or contain, and a message per input or file without.
 
     Args:
-        inputs: paths of photos or folders.
-        outputs: paths that this call writes, which are no input.
+        inputs: photos, which need not exist, or folders.
+        outputs: resolved paths that this call writes, which are no input.
     """
-    photos, failures = [], []
+    photos: list[Photo] = []
+    failures = []
     for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            found, messages = search_folder(path, outputs)
+        if Path(text).is_dir():
+            found, messages = search_folder(Path(text), outputs)
             photos += found
             failures += messages
-        elif is_output(path, outputs):
-            failures.append(f"in --output or --embeddings, thus no input: {path}")
-        elif path.is_file():
-            photos.append(path)
-        elif re.match(r"\w{2,}://", text):
-            failures.append(f"a URL, not a file: {text}. Download the photo and give its path")
+        elif is_output(Path(text), outputs):
+            failures.append(f"in --output or --embeddings, thus no input: {text}")
         else:
-            failures.append(f"no such file or folder: {path}")
+            photos.append(text)
     return photos, failures
 
 
 def read_hands(path: Path) -> list[Hand]:
     """Return the hands of a CSV with the columns image_path and hand, in order of appearance.
 
-    Photos without a folder lie beside the CSV.
+    Paths are relative to the CSV.
     """
     table = read_csv(path, ("image_path", "hand"), "Give a CSV with the columns image_path,hand")
+    check_cells(table, path, {"hand": Rule(table["hand"] != "", "the name of a hand")})
     grouped = table.groupby("hand", sort=False)["image_path"]
     return [Hand([path.parent / p for p in photos], str(name)) for name, photos in grouped]
 
 
 def find_hands(config: PredictConfig) -> tuple[list[Hand], list[str]]:
-    """Return what gets an answer each, and a message per input that gets none."""
-    tables = [Path(text) for text in config.photos if text.lower().endswith(".csv")]
-    outputs = [path for path in (config.output, config.embeddings) if path]
-    others = [text for text in config.photos if Path(text) not in tables]
+    """Return what gets an answer each, and a message per input that gets none.
+
+    Raises:
+        UserError: the photos are no multiple of --photos_per_hand.
+    """
+    tables = [text for text in config.photos if text.lower().endswith(".csv")]
+    outputs = [path.resolve() for path in (config.output, config.embeddings) if path]
+    others = [text for text in config.photos if text not in tables]
     photos, failures = find_photos(others, outputs)
     n = config.photos_per_hand
+    if len(photos) % n:
+        raise UserError(
+            f"{len(photos)} photos are no multiple of --photos_per_hand {n}. Give a CSV with the"
+            " columns image_path,hand instead"
+        )
     hands = [Hand(photos[i : i + n]) for i in range(0, len(photos), n)]
-    return [*hands, *(hand for path in tables for hand in read_hands(path))], failures
+    return [*hands, *(hand for path in tables for hand in read_hands(Path(path)))], failures
 
 
 def report_failures(failures: Sequence[str]) -> None:

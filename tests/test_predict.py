@@ -210,7 +210,8 @@ def test_path_image_and_array_have_the_same_prediction(
     [
         (np.zeros((8, 8, 3)), "shape (8, 8, 3) and type float64. Give an image, or an array"),
         (np.zeros((8, 8), np.uint8), "shape (8, 8) and type uint8"),
-        ("missing.jpg", "missing.jpg: "),
+        ("missing.jpg", "cannot decode photo missing.jpg: No such file or directory. Replace"),
+        ("https://example.org/hand.jpg", "a URL, not a file: https://example.org/hand.jpg. Down"),
     ],
 )
 def test_what_is_no_photo_is_refused(tiny_checkpoint: Path, photo: Any, reason: str) -> None:
@@ -282,6 +283,17 @@ def test_a_broken_photo_of_a_hand_leaves_the_others(
         [str(photos[1]), str(photos[2])],
     ]
     assert len(error_lines(captured.err)) == 3
+
+
+def test_photos_that_cannot_be_grouped_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "hands.csv"
+    table.write_text("image_path,hand\na.jpg,A\nb.jpg,\n")
+    assert run(tiny_checkpoint, table) == 1
+    assert f"hand is '', expected the name of a hand: {table} line 3" in capsys.readouterr().err
+    assert run(tiny_checkpoint, "a.jpg", "b.jpg", "c.jpg", "--photos_per_hand", "2") == 1
+    assert "3 photos are no multiple of --photos_per_hand 2" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------- files and names
@@ -416,3 +428,19 @@ def test_a_person_is_unknown_below_the_threshold(
     captured = capsys.readouterr()
     assert all(record["unknown"] is None for record in records(captured.out))
     assert f"--fpir 0.01 needs 100 val photos, the training had {len(val)}" in captured.err
+
+
+def test_pictures_without_a_hand_are_not_typical(
+    tiny_checkpoint: Path, split_root: Path, tmp_path: Path
+) -> None:
+    attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
+    predictor = predict.load_predictor(tiny_checkpoint, attributes_file=attributes, device="cpu")
+    with attributes.open(newline="") as file:
+        names = [Path(row["image_path"]).name for row in csv.DictReader(file)]
+    hands = predictor([split_root / "Hands" / name for name in names])
+    others = [np.zeros((48, 64, 3), np.uint8), np.indices((48, 64, 3)).sum(axis=0) % 5 * 60]
+    pictures = predictor([picture.astype(np.uint8) for picture in others])
+    assert all(hand.typicality >= predict.ATYPICAL for hand in hands)
+    assert all(picture.typicality < predict.ATYPICAL for picture in pictures)
+    for picture in pictures:
+        assert any("not like the hands" in warning for warning in picture.warnings)
