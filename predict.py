@@ -18,6 +18,7 @@ A prediction is an estimate among the people of the training set, never a proof 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -342,6 +343,11 @@ class HandPredictor:
                 *(fpir, np.ceil(1 / fpir), len(reference.similarities)),
             )
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the model's weights: embeddings of other models cannot be compared."""
+        return digest_of(self.predictor.model)
+
     def __call__(self, photos: Photo | Sequence[Photo]) -> Any:
         """Return the `Prediction` of a photo, or the list of those of a list of photos.
 
@@ -462,7 +468,7 @@ def load_predictor(
     checkpoint: Path | str,
     *,
     fpir: float = DEFAULT_FPIR,
-    attributes_file: Path | None = None,
+    attributes_file: Path | str | None = None,
     device: str = "auto",
     amp: str | None = None,
     batch_size: int | None = None,
@@ -484,11 +490,14 @@ def load_predictor(
 
     Raises:
         UserError: the checkpoint cannot be used.
+        ValueError: fpir is out of range.
     """
+    if not 0 < fpir < 1:
+        raise ValueError(f"fpir must be between 0 and 1, not {fpir}")
     path = Path(checkpoint)
     state = load_checkpoint(path, mapped=True)
     predictor = loop.load_predictor(state, device=device, amp=amp, batch_size=batch_size)
-    source = attributes_file or Path(state["config"]["attributes_file"])
+    source = Path(attributes_file or state["config"]["attributes_file"])
     try:
         reference = load_reference(path, state, predictor, source, num_workers)
     except UserError as error:
@@ -597,13 +606,13 @@ def write_annotated(photo: Photo, prediction: Prediction, path: Path) -> None:
         sheet.save(temporary)
 
 
-def write_embeddings(path: Path, answers: Sequence[Answer], model: torch.nn.Module) -> None:
-    """Write an .npz file: embedding (N, D) float32, photo and hand (N,), and the model's hash."""
+def write_embeddings(path: Path, answers: Sequence[Answer], model: str) -> None:
+    """Write an .npz file: embedding (N, D) float32, photo and hand (N,), model's fingerprint."""
     arrays = {
         "embedding": np.stack([a.prediction.embedding for a in answers if a.prediction]),
         "photo": np.array(["; ".join(map(str, answer.photos)) for answer in answers]),
         "hand": np.array([answer.hand.name for answer in answers]),
-        "model": np.array(digest_of(model)),
+        "model": np.array(model),
     }
     write_arrays(path, arrays)
 
@@ -654,7 +663,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_annotated(answer.photos[0], answer.prediction, config.output / name)
         answered.append(answer)
     if config.embeddings and answered:
-        write_embeddings(config.embeddings, answered, predictor.predictor.model)
+        write_embeddings(config.embeddings, answered, predictor.fingerprint)
     return 1 if failures else 0
 
 

@@ -200,6 +200,7 @@ def test_path_image_and_array_have_the_same_prediction(
         pixels = np.asarray(image)
         for photo in (str(paths[0]), image, pixels, Image.fromarray(pixels)):
             assert np.array_equal(predictor(photo).embedding, expected.embedding)
+    assert predictor([]) == []
     both = predictor([paths[1], pixels])
     np.testing.assert_allclose(both[1].embedding, expected.embedding, atol=1e-5)
     assert not np.allclose(both[0].embedding, expected.embedding, atol=1e-5)
