@@ -181,6 +181,8 @@ def evaluate(checkpoint: Path, attributes: Path) -> Iterator[dict[str, Any]]:
         sys.exit("no reference: give the --attributes_file of the training")
     files = locate(attributes, state["config"]["protocol"], state["config"]["fold"] or 0)
     strangers, val = find_strangers(state, attributes), read_samples(files.split("val"))
+    known = val["id"].isin(state["training"]["people"])
+    val = val[known] if known.any() else val
     few = strangers.groupby("id").head(PHOTOS_PER_PERSON)["name"]
     info = read_hand_info(files.root / "HandInfo.csv")
     palms = info[info["aspectOfHand"] == aspect.replace("dorsal", "palmar")]["imageName"]
