@@ -22,7 +22,7 @@ endef
 $(VENV)/installed: requirements.txt
 	$(install)
 
-$(VENV)/installed-dev: requirements-dev.txt requirements.txt
+$(VENV)/installed-dev: requirements-dev.txt requirements-extra.txt requirements.txt
 	$(install)
 
 demo: $(VENV)/installed

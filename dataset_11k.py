@@ -6,8 +6,8 @@ of hand images", 2019, https://arxiv.org/abs/1711.04322.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from utils import UserError
+from utils import UserError, logger
 
 # ----------------------------------------------------------------------------- facts and tasks
 
@@ -177,40 +177,166 @@ def class_names(samples: pd.DataFrame, task: str) -> list[str]:
 
 MAX_PIXELS = 100_000_000  # that are decoded; in memory they take 300 MB
 
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
-def open_photo(path: Path, decode_size: int = 0) -> Image.Image:
+MIN_GREY_LEVELS = 32  # of 256; photos that use fewer are warned of
+
+# Formats whose further frames belong to the first: previews, depth maps, layers.
+ONE_PHOTO_FORMATS = ("MPO", "HEIF", "PSD")
+
+Photo = str | Path | Image.Image | np.ndarray  # an array is (H, W, 3) uint8 RGB
+
+
+def open_photo(photo: Photo, decode_size: int = 0) -> Image.Image:
     """Return a photo as an upright RGB image; transparency becomes white.
 
+    What `describe_flaws` finds is logged and kept in the image's `info["warnings"]`.
+
     Args:
-        path: a file in any format that Pillow reads.
+        photo: an image, or a file in any format that Pillow or pillow-heif reads.
         decode_size: the JPEG decoder may downscale by 1/2, 1/4 or 1/8 as long as both sides keep
-            this many pixels; 0: full size.
+            this many pixels; 0: full size, if that is at most `MAX_PIXELS`.
 
     Raises:
-        UserError: the file cannot be decoded completely.
+        UserError: it cannot be decoded completely.
     """
+    name, what_next = describe_photo(photo), "Replace the file"
+    if isinstance(photo, str) and "://" in photo:
+        raise UserError(f"a URL, not a file: {photo}. Download the photo and give its path")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        with image:
-            if decode_size:
-                image.draft(None, (decode_size, decode_size))
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"more than {MAX_PIXELS:,} pixels ({image.width}x{image.height})")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bit grey; Pillow's own conversion clips it
-                grey = np.asarray(upright, dtype=np.float64) / 257
-                return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                white = Image.new("RGBA", upright.size, "white")
-                return Image.alpha_composite(white, upright).convert("RGB")
-            return upright.convert("RGB")
+        if isinstance(photo, str | Path):
+            with open_file(Path(photo)) as image:
+                scale_down(image, decode_size)
+                rgb = with_warnings(image)
+        else:
+            what_next = "Give an image, or an array (H, W, 3) uint8 RGB"
+            rgb = with_warnings(image_of_array(photo) if isinstance(photo, np.ndarray) else photo)
+    except UserError:
+        raise
     except Exception as error:  # on damaged data Pillow's plugins raise all kinds of exceptions
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UserError(f"cannot decode photo {path}: {reason}. Replace the file") from error
+        text = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(text.split()).rstrip(".") or type(error).__name__
+        raise UserError(f"cannot decode photo {name}: {reason}. {what_next}") from error
+    for flaw in rgb.info["warnings"]:
+        warn_once(f"photo {name}: {flaw}")
+    return rgb
+
+
+def is_photo_name(path: Path) -> bool:
+    """Return whether Pillow or pillow-heif read files with the suffix of `path`."""
+    suffix = path.suffix.lower()
+    return Image.registered_extensions().get(suffix) in Image.OPEN or suffix in HEIF_SUFFIXES
+
+
+def describe_photo(photo: Photo) -> str:
+    """Return the path of a photo, or what else it is."""
+    if isinstance(photo, str | Path):
+        return str(photo)
+    return str(getattr(photo, "filename", "")) or f"given as {type(photo).__name__}"
+
+
+def open_file(path: Path) -> Image.Image:
+    """Return the image in a file; its pixels are not decoded yet."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `scale_down` has its own
+    try:
+        try:
+            return Image.open(path)
+        except UnidentifiedImageError:
+            with path.open("rb") as file:
+                start = file.read(12)
+            if start[4:8] != b"ftyp" or start[8:] not in HEIF_BRANDS:
+                raise
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise UserError(
+                f"HEIC photos need the package pillow-heif: {path}. Run: pip install -r"
+                " requirements-extra.txt"
+            ) from error
+        register_heif_opener()
+        return Image.open(path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def scale_down(image: Image.Image, decode_size: int) -> None:
+    """Let the JPEG decoder scale an image to `decode_size`, and to at most `MAX_PIXELS`.
+
+    Raises:
+        ValueError: more pixels would be held in memory. Of a progressive JPEG these are all.
+    """
+    size, n_pixels = image.size, image.width * image.height
+    factor = next((f for f in (1, 2, 4) if n_pixels <= MAX_PIXELS * f * f), 8)
+    if decode_size or factor > 1:
+        asked = [min(side // factor, decode_size or side) for side in size]
+        image.draft(None, (max(1, asked[0]), max(1, asked[1])))
+    n_held = n_pixels if image.info.get("progressive") else image.width * image.height
+    if n_held > MAX_PIXELS:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels ({size[0]}x{size[1]})")
+
+
+def image_of_array(array: np.ndarray) -> Image.Image:
+    """Return the image of an array, (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the array is of another shape or type.
+    """
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}")
+    return Image.fromarray(array)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image upright and as RGB with 8 bits.
+
+    Raises:
+        ValueError: values beyond the 16 bits of a photo, or floats beyond 0 to 255.
+    """
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):  # grey; Pillow's own conversion clips it
+        grey = np.asarray(upright, dtype=np.float64)
+        white = 65_535 if upright.mode.startswith("I") else 1 if grey.max() <= 1 else 255
+        if not (grey.min() >= 0 and grey.max() <= white):
+            raise ValueError(f"grey values from {grey.min():g} to {grey.max():g}, not 0 to {white}")
+        return Image.fromarray((grey * (255 / white)).round().astype(np.uint8)).convert("RGB")
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        table = Image.new("RGBA", upright.size, "white")
+        return Image.alpha_composite(table, upright).convert("RGB")
+    return upright.convert("RGB")
+
+
+def with_warnings(image: Image.Image) -> Image.Image:
+    """Return `to_rgb` of an image, with `describe_flaws` in its `info`."""
+    rgb = to_rgb(image)
+    rgb.info["warnings"] = describe_flaws(image, rgb)
+    return rgb
+
+
+def describe_flaws(image: Image.Image, rgb: Image.Image) -> list[str]:
+    """Return what is unusual about a photo that can be read; empty for most photos.
+
+    Args:
+        image: as it was opened.
+        rgb: what `to_rgb` made of it.
+    """
+    flaws = []
+    if getattr(image, "is_animated", False) and image.format not in ONE_PHOTO_FORMATS:
+        flaws.append("has several pages or frames, of which the first is used")
+    sample = rgb.resize((64, 64), Image.Resampling.NEAREST).convert("L")
+    low, high = np.percentile(np.asarray(sample), (1, 99)).round().astype(int).tolist()
+    if high - low < MIN_GREY_LEVELS:
+        look = "nearly black" if high < 64 else "nearly white" if low > 191 else "nearly uniform"
+        flaws.append(f"is {look}, with grey levels {low} to {high} of 0 to 255")
+    return flaws
+
+
+@functools.lru_cache(maxsize=10_000)
+def warn_once(message: str) -> None:
+    """Log a warning, at most once in this process."""
+    logger.warning("%s", message)
 
 
 def resize_size(image_size: int) -> int:
@@ -238,10 +364,10 @@ class PhotoReader:
         """The shape of a photo's pixels, (H, W, 3)."""
         return self.image_size, self.image_size, 3
 
-    def read(self, path: Path) -> Image.Image:
-        """Return the photo at `path`."""
-        photo = open_photo(path, self.decode_size)
-        return photo.resize((self.image_size, self.image_size), self.resampling)
+    def read(self, photo: Photo) -> Image.Image:
+        """Return the photo, (image_size, image_size), with its `info["warnings"]`."""
+        rgb = open_photo(photo, self.decode_size)
+        return rgb.resize((self.image_size, self.image_size), self.resampling)
 
 
 # ----------------------------------------------------------------------------- augmentation

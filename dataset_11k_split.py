@@ -38,7 +38,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from data.splits import (
     LEAKAGE,
@@ -63,7 +62,7 @@ from data.tables import (
     read_people,
     warn_of_similar_ids,
 )
-from dataset_11k import ASPECTS, SKIN_COLORS, TASKS, class_names, split_columns
+from dataset_11k import ASPECTS, SKIN_COLORS, TASKS, class_names, is_photo_name, split_columns
 from utils import (
     UserError,
     atomic_write,
@@ -339,7 +338,6 @@ def source_of_folders(folder: Path) -> Source:
 
 def list_photos(folder: Path) -> list[Path]:
     """Return <person>/<photo> of every photo in folders of people, sorted."""
-    readable = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     photos: list[Path] = []
     ignored: list[Path] = []
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
@@ -348,12 +346,12 @@ def list_photos(folder: Path) -> list[Path]:
             continue
         if len(place.parts) == 1 and path.is_dir():
             continue
-        is_photo = len(place.parts) == 2 and path.is_file() and path.suffix.lower() in readable
+        is_photo = len(place.parts) == 2 and path.is_file() and is_photo_name(path)
         (photos if is_photo and str(place).isprintable() else ignored).append(place)
     if ignored:
         logger.warning(
             "%s: ignored %d files or folders that are not <person>/<photo> in a format that"
-            " Pillow reads (first: %r)",
+            " is read (first: %r)",
             *(folder, len(ignored), str(ignored[0])),
         )
     if not photos:

@@ -1,10 +1,16 @@
-"""Predict identity, gender and age group of the hands on photos.
+r"""Predict identity, gender and age group of the hands on photos.
 
     python predict.py --checkpoint ./checkpoints/<run>/checkpoint-000030-best.pth photo.jpg folder
 
-prints one JSON line (or CSV row) per photo with the most probable classes of each task; folders are
-searched for pictures. --output writes each photo with its predictions below. A photo that cannot be
-read is reported on stderr, the others are predicted, and the exit code is 1.
+prints one JSON line (or CSV row) per photo: the most probable classes of each task, the expected
+age, whether the person is unknown, and how typical the photo is of the training photos. Folders are
+searched for photos; what cannot be read is reported on stderr, the others are predicted, and the
+exit code is 1. A CSV with the columns image_path,hand groups photos of one hand into one answer.
+--output writes each photo with its predictions below, --embeddings the embeddings. From Python:
+
+    from predict import load_predictor
+    predictor = load_predictor("checkpoint.pth")
+    prediction = predictor("photo.jpg")  # or a PIL image, an (H, W, 3) uint8 array, a list of them
 
 A prediction is an estimate among the people of the training set, never a proof of identity.
 """
@@ -12,28 +18,42 @@ A prediction is an estimate among the people of the training set, never a proof 
 from __future__ import annotations
 
 import csv
+import functools
+import io
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
-from dataset_11k import TASKS, Item, PhotoReader, open_photo
-from engine.checkpoint import load_checkpoint
-from engine.loop import (
-    BATCH_SIZE_HELP,
-    Predictor,
-    check_loading,
-    load_predictor,
-    predict_batches,
+from data.splits import check_photos, fingerprint, locate
+from data.tables import Rule, check_cells, read_csv, read_samples
+from dataset_11k import (
+    AGE_GROUPS,
+    TASKS,
+    HandsDataset,
+    Item,
+    Photo,
+    PhotoReader,
+    build_loader,
+    describe_photo,
+    is_photo_name,
+    open_photo,
 )
-from measures.classes import softmax
+from engine import loop
+from engine.checkpoint import load_checkpoint
+from engine.features import digest_of
+from measures.classes import expected_age, softmax
+from measures.typicality import TrainingReference
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -43,98 +63,187 @@ from utils import (
     build_config,
     build_parser,
     flag,
+    logger,
     one_line,
     one_line_errors,
     setup_logging,
     usable_cpus,
 )
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 ANNOTATED_WIDTH = 640  # pixels
+AGE_COVERAGE = 0.9  # probability of the age groups in the interval
+ATYPICAL = 0.01  # typicality below which a photo is warned of
+DEFAULT_FPIR = 0.1
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """Flags of predict.py."""
 
-    photos: tuple[Path, ...]
+    photos: tuple[str, ...]
     checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
     format: str = flag("json", "a JSON line or a CSV row per photo", choices=("json", "csv"))
     top_k: int = flag(3, "classes to print per task, the most probable first")
+    photos_per_hand: int = flag(1, "number of consecutive photos that show one hand: one answer")
     output: Path | None = flag(None, "folder for the annotated photos", metavar="DIR")
-    batch_size: int | None = flag(None, f"photos per forward pass ({BATCH_SIZE_HELP})")
+    embeddings: Path | None = flag(None, "file for the embeddings", metavar="FILE.npz")
+    fpir: float = flag(
+        DEFAULT_FPIR, "false-positive identification rate at which a person is called unknown"
+    )
+    attributes_file: Path | None = flag(
+        None, "CSV of the training, if it has moved: its photos are embedded once, for typicality"
+    )
+    batch_size: int | None = flag(None, f"photos per forward pass ({loop.BATCH_SIZE_HELP})")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
     device: str = flag("auto", "auto: cuda, then mps, then cpu", choices=DEVICES)
     amp: str | None = flag(None, "mixed precision (default: as in training)", choices=AMP_MODES)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.top_k < 1:
-            raise ValueError("--top_k must be above 0")
-        check_loading(self.batch_size, self.num_workers)
+        for name in ("top_k", "photos_per_hand"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be above 0")
+        if not 0 < self.fpir < 1:
+            raise ValueError("--fpir must be between 0 and 1")
+        if self.embeddings and self.embeddings.suffix != ".npz":
+            raise ValueError("--embeddings must end in .npz")
+        loop.check_loading(self.batch_size, self.num_workers)
 
 
 # ----------------------------------------------------------------------------- photos
 
 
+class Hand(NamedTuple):
+    """Photos of one hand, which get one answer; `name`: in a CSV, else empty."""
+
+    photos: Sequence[Photo]
+    name: str = ""
+
+
+class PhotoResult(NamedTuple):
+    """What the model computes for a photo; `failure`: why it could not be read, else empty."""
+
+    photo: Photo
+    embedding: np.ndarray  # (D,) float32
+    logits: dict[str, np.ndarray]  # task -> (n_classes,) float32
+    warnings: Sequence[str]
+    failure: str = ""
+
+
 class Batch(NamedTuple):
-    """The readable photos of a batch (None: none), and a message for each of the others."""
+    """The readable photos of a batch (None: none), and by index failures and warnings."""
 
     item: Item | None  # `row` is the index in the list of photos
-    failures: list[str]
+    failures: dict[int, str]
+    warnings: dict[int, list[str]]
 
 
-class PhotoFiles(Dataset[Item | str]):
-    """Photos by path; an unreadable one is its error message.
+class PhotoFiles(Dataset[tuple[int, Item | str, list[str]]]):
+    """Photos by index: index, pixels or why they cannot be read, warnings."""
 
-    Args:
-        paths: of the photos.
-        reader: makes a photo the model's input.
-    """
-
-    def __init__(self, paths: Sequence[Path], reader: PhotoReader) -> None:
-        self.paths, self.reader = paths, reader
+    def __init__(self, photos: Sequence[Photo], reader: PhotoReader) -> None:
+        self.photos, self.reader = photos, reader
 
     def __len__(self) -> int:
         """Return the number of photos."""
-        return len(self.paths)
+        return len(self.photos)
 
-    def __getitem__(self, index: int) -> Item | str:
-        """Return the photo at `index`, or why it cannot be read."""
+    def __getitem__(self, index: int) -> tuple[int, Item | str, list[str]]:
+        """Return the photo at `index`."""
         try:
-            photo = self.reader.read(self.paths[index])
+            photo = self.reader.read(self.photos[index])
         except UserError as error:
-            return str(error)
-        return Item(torch.from_numpy(np.array(photo)), torch.empty(0), index, torch.empty(0))
+            return index, str(error), []
+        pixels = torch.from_numpy(np.array(photo))
+        return index, Item(pixels, torch.empty(0), index, torch.empty(0)), photo.info["warnings"]
 
 
-def collate(members: Sequence[Item | str]) -> Batch:
+def collate(members: Sequence[tuple[int, Item | str, list[str]]]) -> Batch:
     """Return a batch of `PhotoFiles` members."""
-    items = [member for member in members if isinstance(member, Item)]
-    failures = [member for member in members if isinstance(member, str)]
+    items = [item for _, item, _ in members if isinstance(item, Item)]
+    failures = {index: item for index, item, _ in members if isinstance(item, str)}
+    warnings = {index: texts for index, _, texts in members}
     if not items:
-        return Batch(None, failures)
+        return Batch(None, failures, warnings)
     images, labels, indices, draws = zip(*items, strict=True)
     item = Item(torch.stack(images), torch.stack(labels), torch.tensor(indices), torch.stack(draws))
-    return Batch(item, failures)
+    return Batch(item, failures, warnings)
 
 
-def find_photos(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the photos that `paths` name or contain, and a message per path without any."""
-    photos, failures = [], []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()
-            )
-            photos += found
-            if not found:
-                failures.append(f"no picture ({', '.join(EXTENSIONS)}): {path}")
-        elif path.is_file():
-            photos.append(path)
+def search_folder(folder: Path, outputs: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the photos in a folder and its subfolders, and a message per other file.
+
+    Hidden files and what is in `outputs` are left out.
+    """
+    found, failures = [], []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not path.is_file() or hidden or is_output(path, outputs):
+            continue
+        if is_photo_name(path):
+            found.append(path)
         else:
-            failures.append(f"no such file or folder: {path}")
+            failures.append(f"skipped, as its name is not that of a photo: {path}")
+    if not found:
+        failures.append(f"no photo in the folder: {folder}")
+    return found, failures
+
+
+def is_output(path: Path, outputs: Sequence[Path]) -> bool:
+    """Return whether a path is one of `outputs`, which are resolved, or below it."""
+    return any(path.resolve().is_relative_to(output) for output in outputs)
+
+
+def find_photos(inputs: Sequence[str], outputs: Sequence[Path]) -> tuple[list[Photo], list[str]]:
+    """Return the photos that `inputs` name or contain, and a message per input or file without.
+
+    Args:
+        inputs: photos, which need not exist, or folders.
+        outputs: resolved paths that this call writes, which are no input.
+    """
+    photos: list[Photo] = []
+    failures = []
+    for text in inputs:
+        if Path(text).is_dir():
+            found, messages = search_folder(Path(text), outputs)
+            photos += found
+            failures += messages
+        elif is_output(Path(text), outputs):
+            failures.append(f"in --output or --embeddings, thus no input: {text}")
+        else:
+            photos.append(text)
     return photos, failures
+
+
+def read_hands(path: Path) -> list[Hand]:
+    """Return the hands of a CSV with the columns image_path and hand, in order of appearance.
+
+    Paths are relative to the CSV.
+    """
+    table = read_csv(path, ("image_path", "hand"), "Give a CSV with the columns image_path,hand")
+    check_cells(table, path, {"hand": Rule(table["hand"] != "", "the name of a hand")})
+    grouped = table.groupby("hand", sort=False)["image_path"]
+    return [Hand([path.parent / p for p in photos], str(name)) for name, photos in grouped]
+
+
+def find_hands(config: PredictConfig) -> tuple[list[Hand], list[str]]:
+    """Return what gets an answer each, and a message per input that gets none.
+
+    Raises:
+        UserError: the photos are no multiple of --photos_per_hand.
+    """
+    tables = [text for text in config.photos if text.lower().endswith(".csv")]
+    outputs = [path.resolve() for path in (config.output, config.embeddings) if path]
+    others = [text for text in config.photos if text not in tables]
+    photos, failures = find_photos(others, outputs)
+    n = config.photos_per_hand
+    if len(photos) % n:
+        raise UserError(
+            f"{len(photos)} photos are no multiple of --photos_per_hand {n}. Give a CSV with the"
+            " columns image_path,hand instead"
+        )
+    hands = [Hand(photos[i : i + n]) for i in range(0, len(photos), n)]
+    return [*hands, *(hand for path in tables for hand in read_hands(Path(path)))], failures
 
 
 def report_failures(failures: Sequence[str]) -> None:
@@ -146,120 +255,415 @@ def report_failures(failures: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------- predictions
 
 
-def top_classes(
-    logits: np.ndarray, names: Sequence[str], top_k: int, temperature: float
-) -> list[dict[str, str | float]]:
-    """Return the `top_k` most probable classes of one photo, the most probable first.
+@dataclass(frozen=True)
+class Prediction:
+    """What the model predicts for the hand on a photo, or on several photos.
+
+    classes: task -> the most probable class.
+    probabilities: task -> class -> probability, the most probable first.
+    expected_age: in years, from the mean training ages of the age groups; None: age not trained.
+    age_interval: first and last year of the age groups that hold the middle 90 %.
+    unknown: whether the person is nobody of the training; None: identity or reference is missing.
+    typicality: fraction of val photos at least as far from the training photos; None: no
+        reference. Below 0.01 a photo is unlike those of training.
+    embedding: (D,) float32, by which photos are compared (cosine similarity).
+    warnings: about the photos.
+    """
+
+    classes: dict[str, str]
+    probabilities: dict[str, dict[str, float]]
+    expected_age: float | None
+    age_interval: tuple[int, int] | None
+    unknown: bool | None
+    typicality: float | None
+    embedding: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self, top_k: int) -> dict[str, Any]:
+        """Return the prediction without embedding, with `top_k` classes per task."""
+        return {
+            **{
+                task: [
+                    {"class": name, "probability": probability}
+                    for name, probability in itertools.islice(classes.items(), top_k)
+                ]
+                for task, classes in self.probabilities.items()
+            },
+            "expected_age": self.expected_age,
+            "age_interval": self.age_interval,
+            "unknown": self.unknown,
+            "typicality": self.typicality,
+            "warnings": self.warnings,
+        }
+
+
+class Answer(NamedTuple):
+    """The prediction for a hand (None: no photo could be read), and for which photos."""
+
+    hand: Hand
+    prediction: Prediction | None
+    photos: list[Photo]
+    failures: list[str]
+
+
+def age_interval(probabilities: np.ndarray, groups: Sequence[str]) -> tuple[int, int]:
+    """Return the first and last year of the age groups between two quantiles.
 
     Args:
-        logits: (n_classes,) float32, before softmax.
-        names: of the classes.
-        top_k: at most that many.
-        temperature: divides the logits.
+        probabilities: (C,) of the groups.
+        groups: names of consecutive `AGE_GROUPS`.
     """
-    probabilities = softmax(logits[None], temperature)[0]
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [{"class": names[i], "probability": float(probabilities[i])} for i in order]
+    tail = (1 - AGE_COVERAGE) / 2
+    first, last = np.searchsorted(probabilities.cumsum(), (tail, 1 - tail)).tolist()
+    return AGE_GROUPS[groups[first]][0], AGE_GROUPS[groups[min(last, len(groups) - 1)]][1]
 
 
-def predict_photos(
-    predictor: Predictor, loader: Iterable[Batch], *, top_k: int, failures: list[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (index, task -> `top_classes`) per readable photo; append to `failures`."""
+class HandPredictor:
+    """Predicts for photos: `load_predictor` returns one.
 
-    def readable() -> Iterator[Item]:
-        for batch in loader:
-            report_failures(batch.failures)
-            failures.extend(batch.failures)
-            if batch.item is not None:
-                yield batch.item
+    Args:
+        predictor: the model and how to prepare its input.
+        mean_ages: (C,) mean training age of each age group in years, NaN: unknown.
+        reference: of typicality; None: there is none.
+        fpir: false-positive identification rate of the decision `unknown`.
+    """
 
-    for item, _, logits in predict_batches(
-        predictor.model,
-        readable(),
-        preprocessing=predictor.preprocessing,
-        amp=predictor.amp,
-        show_progress=False,
-    ):
-        for i, index in enumerate(torch.as_tensor(item.row).tolist()):
-            yield (
-                index,
-                {
-                    task: top_classes(
-                        logits[task][i].numpy(), names, top_k, predictor.temperature[task]
-                    )
-                    for task, names in predictor.label_space.names.items()
-                },
+    def __init__(
+        self,
+        predictor: loop.Predictor,
+        mean_ages: np.ndarray,
+        reference: TrainingReference | None,
+        fpir: float,
+    ) -> None:
+        self.predictor, self.mean_ages, self.reference = predictor, mean_ages, reference
+        self.threshold = reference.threshold(fpir) if reference else None
+        if reference and self.threshold is None:
+            logger.warning(
+                "no decision `unknown`: --fpir %g needs %d val photos, the training had %d",
+                *(fpir, np.ceil(1 / fpir), len(reference.similarities)),
             )
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the model's weights: embeddings of other models cannot be compared."""
+        return digest_of(self.predictor.model)
 
-def flatten(prediction: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prediction as CSV columns: <task>_1, <task>_1_prob, <task>_2, ..."""
+    def __call__(self, photos: Photo | Sequence[Photo]) -> Any:
+        """Return the `Prediction` of a photo, or the list of those of a list of photos.
+
+        Args:
+            photos: path, PIL image or (H, W, 3) uint8 RGB array, or a list of them.
+
+        Raises:
+            UserError: a photo cannot be read.
+        """
+        if isinstance(photos, str | Path | Image.Image | np.ndarray):
+            return self.predict_hand([photos])
+        return [self._checked(answer) for answer in self.answer([Hand([p]) for p in photos])]
+
+    def predict_hand(self, photos: Sequence[Photo]) -> Prediction:
+        """Return one prediction for several photos of one hand.
+
+        Classes, probabilities and age are those of the mean log-probabilities; embedding,
+        typicality and `unknown` those of the mean embedding.
+
+        Raises:
+            UserError: a photo cannot be read.
+        """
+        (answer,) = self.answer([Hand(photos)])
+        return self._checked(answer)
+
+    @staticmethod
+    def _checked(answer: Answer) -> Prediction:
+        """Return the prediction of an answer for all its photos."""
+        if answer.failures or answer.prediction is None:
+            raise UserError("; ".join(answer.failures) or "no photo. Give at least one")
+        return answer.prediction
+
+    def answer(self, hands: Sequence[Hand], *, num_workers: int = 0) -> Iterator[Answer]:
+        """Yield the answer for each hand, in order; photos that cannot be read are left out."""
+        photos = [photo for hand in hands for photo in hand.photos]
+        results = self._results(photos, num_workers)
+        for hand in hands:
+            found = list(itertools.islice(results, len(hand.photos)))
+            read = [result for result in found if not result.failure]
+            yield Answer(
+                hand,
+                self._combine(read) if read else None,
+                [result.photo for result in read],
+                [result.failure for result in found if result.failure],
+            )
+
+    def _results(self, photos: Sequence[Photo], num_workers: int) -> Iterator[PhotoResult]:
+        """Yield what the model computes for each photo, in order."""
+        predictor = self.predictor
+        loader = DataLoader(
+            PhotoFiles(photos, predictor.reader),
+            batch_size=predictor.batch_size,
+            num_workers=min(num_workers, len(photos)),
+            collate_fn=collate,
+            generator=torch.Generator(),  # the default is the global generator
+        )
+        for batch in loader:
+            computed = {
+                index: (embeddings[i].numpy(), {t: v[i].numpy() for t, v in logits.items()})
+                for item, embeddings, logits in loop.predict_batches(
+                    predictor.model,
+                    [batch.item] if batch.item is not None else [],
+                    preprocessing=predictor.preprocessing,
+                    amp=predictor.amp,
+                    show_progress=False,
+                )
+                for i, index in enumerate(torch.as_tensor(item.row).tolist())
+            }
+            for index, warnings in batch.warnings.items():
+                embedding, logits = computed.get(index, (np.empty(0), {}))
+                failure = batch.failures.get(index, "")
+                yield PhotoResult(photos[index], embedding, logits, warnings, failure)
+
+    def _combine(self, results: Sequence[PhotoResult]) -> Prediction:
+        """Return the prediction of all photos of a hand."""
+        space, ranked, age, years = self.predictor.label_space, {}, None, None
+        for task, names in space.names.items():
+            logits = np.stack([result.logits[task] for result in results])
+            each = softmax(logits, self.predictor.temperature[task])
+            mean = np.log(np.maximum(each, np.finfo(np.float64).tiny)).mean(axis=0, keepdims=True)
+            probabilities = softmax(mean)[0]
+            order = np.argsort(-probabilities, kind="stable").tolist()
+            ranked[task] = {names[i]: float(probabilities[i]) for i in order}
+            if TASKS[task].in_years:
+                age = float(expected_age(probabilities[None], self.mean_ages)[0])
+                years = age_interval(probabilities, names)
+        embedding = np.mean([result.embedding for result in results], axis=0)
+        warnings = [
+            f"{describe_photo(result.photo)} {text}"
+            for result in results
+            for text in result.warnings
+        ]
+        typicality = unknown = None
+        if self.reference:
+            typicality = self.reference.typicality(embedding)
+            if typicality < ATYPICAL:
+                warnings.append(
+                    "not like the hands of the training: no prediction is to be trusted"
+                )
+            if self.threshold is not None and "identity" in space.tasks:
+                unknown = self.reference.similarity(embedding) <= self.threshold
+        return Prediction(
+            {task: next(iter(classes)) for task, classes in ranked.items()},
+            ranked,
+            expected_age=age,
+            age_interval=years,
+            unknown=unknown,
+            typicality=typicality,
+            embedding=embedding,
+            warnings=tuple(warnings),
+        )
+
+
+# ----------------------------------------------------------------------------- loading
+
+
+def load_predictor(
+    checkpoint: Path | str,
+    *,
+    fpir: float = DEFAULT_FPIR,
+    attributes_file: Path | str | None = None,
+    device: str = "auto",
+    amp: str | None = None,
+    batch_size: int | None = None,
+    num_workers: int = 0,
+) -> HandPredictor:
+    """Return a predictor of photos.
+
+    The first call for a checkpoint embeds its training and val photos, if they are available, and
+    keeps the result beside it in <checkpoint stem>-reference.npz.
+
+    Args:
+        checkpoint: checkpoint-NNNNNN.pth of train.py.
+        fpir: false-positive identification rate at which a person is called unknown.
+        attributes_file: CSV of the training, if it has moved.
+        device: auto, cuda, mps or cpu.
+        amp: mixed precision; None: as in training.
+        batch_size: photos per forward pass; None: the default of the device.
+        num_workers: processes that load training photos.
+
+    Raises:
+        UserError: the checkpoint cannot be used.
+        ValueError: fpir is out of range.
+    """
+    if not 0 < fpir < 1:
+        raise ValueError(f"fpir must be between 0 and 1, not {fpir}")
+    path = Path(checkpoint)
+    state = load_checkpoint(path, mapped=True)
+    predictor = loop.load_predictor(state, device=device, amp=amp, batch_size=batch_size)
+    source = Path(attributes_file or state["config"]["attributes_file"])
+    try:
+        reference = load_reference(path, state, predictor, source, num_workers)
+    except UserError as error:
+        logger.warning("no typicality, no decision `unknown`: %s", error)
+        reference = None
+    mean_ages = np.array(state["training"]["mean_ages"], dtype=np.float64)
+    return HandPredictor(predictor, mean_ages, reference, fpir)
+
+
+def load_reference(
+    checkpoint: Path,
+    state: Mapping[str, Any],
+    predictor: loop.Predictor,
+    attributes_file: Path,
+    num_workers: int,
+) -> TrainingReference:
+    """Return the reference of typicality, from its file or else from the photos.
+
+    Raises:
+        UserError: there is no file, and the training's samples or photos have moved or changed.
+    """
+    path = checkpoint.with_name(f"{checkpoint.stem}-reference.npz")
+    model = digest_of(predictor.model)
+    with suppress(OSError, ValueError, KeyError, TypeError, BadZipFile), np.load(path) as stored:
+        if str(stored["model"]) == model:
+            return TrainingReference(**{name: stored[name] for name in stored if name != "model"})
+    config = state["config"]
+    files = locate(attributes_file, config["protocol"], config["fold"] or 0)
+    found = []
+    for split in ("train", "val"):
+        source = files.split(split)
+        samples = read_samples(source)
+        if fingerprint(samples) != state["fingerprints"][split]:
+            raise UserError(f"changed since the training: {source}. Give its --attributes_file")
+        check_photos(samples, files.photos, source)
+        logger.info("typicality: embedding %d photos of %s, once", len(samples), split)
+        dataset = HandsDataset(
+            samples, files.photos, predictor.label_space, reader=predictor.reader
+        )
+        size = predictor.batch_size
+        predictions = loop.predict_split(
+            predictor.model,
+            build_loader(dataset, batch_size=size, num_workers=num_workers, train=False),
+            preprocessing=predictor.preprocessing,
+            amp=predictor.amp,
+        )
+        found += [predictions.embeddings, samples["id"].to_numpy(str)]
+    reference = TrainingReference.of_splits(*found)
+    try:
+        write_arrays(path, {**vars(reference), "model": np.array(model)})
+    except UserError as error:
+        logger.warning("%s. Typicality is computed in each call", error)
+    return reference
+
+
+# ----------------------------------------------------------------------------- output
+
+
+def to_record(answer: Answer, prediction: Prediction, *, grouped: bool, top_k: int) -> Any:
+    """Return what is printed of an answer: the photo, or the hand and its photos; predictions."""
+    photos = [str(photo) for photo in answer.photos]
+    hand = {"hand": answer.hand.name, "photos": photos}
+    return (hand if grouped else {"photo": photos[0]}) | prediction.to_json(top_k)
+
+
+def flatten(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as CSV columns: <task>_1, <task>_1_prob, <task>_2, ... for classes."""
     row: dict[str, Any] = {}
-    for task, classes in prediction.items():
-        for i, found in enumerate(classes, start=1):
-            row |= {f"{task}_{i}": found["class"], f"{task}_{i}_prob": found["probability"]}
+    for name, value in record.items():
+        if name in TASKS:
+            for i, found in enumerate(value, start=1):
+                row |= {f"{name}_{i}": found["class"], f"{name}_{i}_prob": found["probability"]}
+        elif name == "age_interval":
+            row["age_from"], row["age_to"] = value or (None, None)
+        else:
+            row[name] = "; ".join(value) if isinstance(value, list | tuple) else value
     return row
 
 
-def write_annotated(photo: Path, prediction: Mapping[str, Any], path: Path) -> None:
+def write_annotated(photo: Photo, prediction: Prediction, path: Path) -> None:
     """Write the photo, scaled, with the most probable class of each task below it."""
+    from matplotlib.font_manager import FontProperties, findfont
+
+    from pages.figures import fit_text
+
     picture = open_photo(photo, decode_size=ANNOTATED_WIDTH)
     scale = ANNOTATED_WIDTH / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     lines = [
-        f"{TASKS[task].title}: {classes[0]['class']} ({classes[0]['probability']:.0%})"
-        for task, classes in prediction.items()
+        (20, f"{TASKS[task].title} ({classes[name]:.0%}): {name}")
+        for task, classes in prediction.probabilities.items()
+        for name in [prediction.classes[task]]
     ]
-    line_height = 28
-    bottom = height + line_height * len(lines) + 6
-    sheet = Image.new("RGB", (ANNOTATED_WIDTH, bottom + 26), "white")
+    if prediction.unknown:
+        lines.append((13, "identity: probably nobody of the training"))
+    lines += [(13, text) for text in (*prediction.warnings, "an estimate, no proof of identity")]
+    sheet_height = height + 6 + sum(round(1.4 * size) for size, _ in lines) + 6
+    sheet = Image.new("RGB", (ANNOTATED_WIDTH, sheet_height), "white")
     sheet.paste(picture.resize((width, height)))
-    draw = ImageDraw.Draw(sheet)
-    for i, line in enumerate(lines):
-        corner = (12, height + 6 + line_height * i)
-        draw.text(corner, line, fill="black", font=ImageFont.load_default(size=20))
-    small = ImageFont.load_default(size=13)
-    draw.text((12, bottom), "an estimate, no proof of identity", fill="black", font=small)
+    draw, top = ImageDraw.Draw(sheet), height + 6
+    for size, text in lines:
+        shown = fit_text(text, (ANNOTATED_WIDTH - 24) / 72, size)
+        draw.text((12, top), shown, "black", ImageFont.truetype(findfont(FontProperties()), size))
+        top += round(1.4 * size)
     with atomic_write(path) as temporary:
         sheet.save(temporary)
+
+
+def write_embeddings(path: Path, answers: Sequence[Answer], model: str) -> None:
+    """Write an .npz file: embedding (N, D) float32, photo and hand (N,), model's fingerprint."""
+    arrays = {
+        "embedding": np.stack([a.prediction.embedding for a in answers if a.prediction]),
+        "photo": np.array(["; ".join(map(str, answer.photos)) for answer in answers]),
+        "hand": np.array([answer.hand.name for answer in answers]),
+        "model": np.array(model),
+    }
+    write_arrays(path, arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz file atomically."""
+    with atomic_write(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub has no mapping
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; return its exit code."""
     parser = build_parser(PredictConfig, __doc__)
-    parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
+    parser.add_argument("photos", nargs="+", help="photos, folders of photos, or a CSV of hands")
     config = build_config(parser, PredictConfig, vars(parser.parse_args(argv)))
     setup_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the console's code page
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    hands, failures = find_hands(config)
+    report_failures(failures)
     predictor = load_predictor(
-        load_checkpoint(config.checkpoint, mapped=True),
+        config.checkpoint,
+        fpir=config.fpir,
+        attributes_file=config.attributes_file,
         device=config.device,
         amp=config.amp,
         batch_size=config.batch_size,
+        num_workers=config.num_workers,
     )
-    photos, failures = find_photos(config.photos)
-    report_failures(failures)
-    loader = DataLoader(
-        PhotoFiles(photos, predictor.reader),
-        batch_size=predictor.batch_size,
-        num_workers=min(config.num_workers, len(photos)),
-        collate_fn=collate,
-    )
-    table: csv.DictWriter[str] | None = None
-    found = predict_photos(predictor, loader, top_k=config.top_k, failures=failures)
-    for index, prediction in found:
+    grouped = config.photos_per_hand > 1 or any(hand.name for hand in hands)
+    answered: list[Answer] = []
+    for number, answer in enumerate(predictor.answer(hands, num_workers=config.num_workers), 1):
+        report_failures(answer.failures)
+        failures += answer.failures
+        if answer.prediction is None:
+            continue
+        record = to_record(answer, answer.prediction, grouped=grouped, top_k=config.top_k)
         if config.format == "json":
-            print(json.dumps({"photo": str(photos[index]), **prediction}, ensure_ascii=False))
+            print(json.dumps(record, ensure_ascii=False))
         else:
-            row = {"photo": str(photos[index]), **flatten(prediction)}
-            if table is None:
-                table = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
+            table = csv.DictWriter(sys.stdout, list(row := flatten(record)), lineterminator="\n")
+            if not answered:
                 table.writeheader()
             table.writerow(row)
         if config.output:
-            name = f"{index + 1:04d}_{photos[index].stem[:80]}.png"
-            write_annotated(photos[index], prediction, config.output / name)
+            name = f"{number:04d}_{Path(str(answer.photos[0])).stem[:40]}.png"
+            write_annotated(answer.photos[0], answer.prediction, config.output / name)
+        answered.append(answer)
+    if config.embeddings and answered:
+        write_embeddings(config.embeddings, answered, predictor.fingerprint)
     return 1 if failures else 0
 
 

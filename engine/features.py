@@ -16,7 +16,14 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_fill_holes
 
 from data.cache import attach_cache, cache_path, cached_features
-from dataset_11k import HandsDataset, LabelSpace, PhotoReader, build_loader, open_photo
+from dataset_11k import (
+    HandsDataset,
+    LabelSpace,
+    Photo,
+    PhotoReader,
+    build_loader,
+    open_photo,
+)
 from engine.loop import Predictor, Preprocessing, predict_batches
 from model import IGAENet, read_weights
 from utils import UserError, logger
@@ -46,10 +53,10 @@ class BackgroundReader(PhotoReader):
     margin: int = 4
     least_share: float = 0.2
 
-    def read(self, path: Path) -> Image.Image:
-        """Return the background of the photo at `path`."""
-        photo = open_photo(path, self.decode_size).resize((MASK_SIZE, MASK_SIZE), self.resampling)
-        pixels = np.asarray(photo)
+    def read(self, photo: Photo) -> Image.Image:
+        """Return the background of the photo."""
+        whole = open_photo(photo, self.decode_size).resize((MASK_SIZE, MASK_SIZE), self.resampling)
+        pixels = np.asarray(whole)
         low, high = pixels.min(axis=2), pixels.max(axis=2)
         hand = (low < self.darkest) | (high - low > self.colour_range)
         around = np.ones((2 * self.margin + 1,) * 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pillow_heif
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
 
+import dataset_11k
 from data.tables import read_samples
 from dataset_11k import (
     AGE_GROUPS,
@@ -258,11 +261,117 @@ def test_a_photo_that_cannot_be_decoded_is_named(
     assert "\n" not in message
 
 
-def test_a_photo_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    halves(RED, WHITE).save(tmp_path / "photo.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="cannot decode photo .* exceeds limit"):
-        open_photo(tmp_path / "photo.png")
+@pytest.mark.parametrize("decode_size", [0, 10, 60])
+def test_large_photos_are_scaled_down_by_the_jpeg_decoder_or_refused(
+    tmp_path: Path, decode_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8))
+    noise.save(tmp_path / "a.jpg")
+    noise.save(tmp_path / "b.jpg", progressive=True)
+    noise.save(tmp_path / "c.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit
+    for limit, size in ((64 * 128, (128, 64)), (600, (32, 16)), (128, (16, 8))):
+        monkeypatch.setattr(dataset_11k, "MAX_PIXELS", limit)
+        if decode_size == 10:
+            size = min(size, (32, 16))
+        assert open_photo(tmp_path / "a.jpg", decode_size).size == size
+        for name in ("b.jpg", "c.png") if limit < 64 * 128 else ():
+            with pytest.raises(UserError, match=r"cannot decode photo .* more than \d+ pixels"):
+                open_photo(tmp_path / name, decode_size)
+    monkeypatch.setattr(dataset_11k, "MAX_PIXELS", 127)
+    with pytest.raises(UserError, match="more than 127 pixels"):
+        open_photo(tmp_path / "a.jpg", decode_size)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def hand_levels(low: float, high: float) -> np.ndarray:
+    """Return (48, 64) float32 values, a ramp between two grey levels."""
+    return np.linspace(low, high, 48 * 64, dtype=np.float32).reshape(48, 64)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        pytest.param(Image.fromarray(hand_levels(0, 1)), hand_levels(0, 255), id="floats to 1"),
+        pytest.param(Image.fromarray(hand_levels(0, 255)), hand_levels(0, 255), id="floats"),
+        pytest.param(
+            Image.fromarray(hand_levels(0, 65_535).astype(np.uint16)), hand_levels(0, 255), id="16"
+        ),
+    ],
+)
+def test_values_of_any_depth_become_8_bits(
+    tmp_path: Path, image: Image.Image, expected: np.ndarray
+) -> None:
+    image.save(tmp_path / "photo.tif")
+    for photo in (tmp_path / "photo.tif", image):
+        found = open_photo(photo)
+        assert found.info["warnings"] == []
+        assert np.abs(np.asarray(found)[..., 1] - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (hand_levels(0, 300), "grey values from 0 to 300, not 0 to 255"),
+        (hand_levels(-1, 1), "grey values from -1 to 1, not 0 to 1"),
+        (np.full((8, 8), np.nan, np.float32), "grey values from nan to nan"),
+        (hand_levels(0, 70_000).astype(np.int32), "grey values from 0 to 70000, not 0 to 65535"),
+    ],
+)
+def test_values_beyond_the_range_are_refused(
+    tmp_path: Path, values: np.ndarray, reason: str
+) -> None:
+    Image.fromarray(values).save(tmp_path / "photo.tif")
+    with pytest.raises(UserError, match=f"cannot decode photo .*photo.tif: {reason}"):
+        open_photo(tmp_path / "photo.tif")
+
+
+@pytest.mark.parametrize(
+    ("image", "warning"),
+    [
+        (Image.new("RGB", (64, 48)), "is nearly black, with grey levels 0 to 0 of 0 to 255"),
+        (Image.new("RGB", (64, 48), "white"), "is nearly white, with grey levels 255 to 255"),
+        (Image.new("L", (64, 48), 128), "is nearly uniform, with grey levels 128 to 128"),
+        (
+            Image.fromarray(hand_levels(0, 4095).astype(np.uint16)),  # 12 bits in 16
+            "is nearly black, with grey levels 0 to 16",
+        ),
+    ],
+)
+def test_photos_with_few_grey_levels_are_warned_of(
+    tmp_path: Path, image: Image.Image, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    image.save(tmp_path / "photo.png")
+    (found,) = PhotoReader(16).read(tmp_path / "photo.png").info["warnings"]
+    assert found.startswith(warning)
+    assert f"photo {tmp_path / 'photo.png'}: {warning}" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png", "webp"])
+def test_the_first_of_several_pages_is_read_and_said(tmp_path: Path, suffix: str) -> None:
+    pages = [halves(0, 200, "L").convert("RGB"), halves(200, 0, "L").convert("RGB")]
+    path = tmp_path / f"photo.{suffix}"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    found = open_photo(path)
+    assert found.info["warnings"] == ["has several pages or frames, of which the first is used"]
+    assert np.asarray(found)[0, 0, 0] < 10
+    pages[0].save(path)
+    assert open_photo(path).info["warnings"] == []
+
+
+def test_heic_needs_a_package_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif.register_heif_opener()
+    path = tmp_path / "photo.heic"
+    halves(RED, WHITE).resize((128, 64)).save(path)
+    assert open_photo(path).size == (128, 64)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError) as caught:
+        open_photo(path)
+    expected = f"HEIC photos need the package pillow-heif: {path}. Run: pip install -r requirements"
+    assert str(caught.value).startswith(expected)
 
 
 # ----------------------------------------------------------------------------- augmentation

@@ -931,17 +931,18 @@ def test_folders_without_labels_are_split_for_identity(
     own_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hands = own_root / "Hands"
-    for ignored in ("stray.jpg", "anna/notes.txt", "anna/photo.heic"):
+    for ignored in ("stray.jpg", "anna/notes.txt", "anna/photo.raw"):
         (hands / ignored).touch()
     (hands / "anna" / "deeper").mkdir()
     (hands / "ben" / ".DS_Store").touch()
+    (hands / "anna" / "0.jpg").rename(hands / "anna" / "0.heic")
     assert main(["--folders", str(hands)]) == 0
     out, err = capsys.readouterr()
     assert "ignored 4 files or folders that are not <person>/<photo>" in err
     assert out.endswith(f"train: python train.py --attributes_file {own_root / PHOTOS}\n")
     assert "male" not in out  # groups without people are not printed
     lines = (own_root / PHOTOS).read_text().splitlines()
-    assert (lines[0], lines[1], len(lines)) == ("image_path,id", "anna/0.jpg,anna", 31)
+    assert (lines[0], lines[1], len(lines)) == ("image_path,id", "anna/0.heic,anna", 31)
     data = read_data(own_root / PHOTOS, "paper")
     assert data.label_space.names == {"identity": ("anna", "ben", "carl")}
     assert len(data.samples["train"]) == len(data.samples["val"]) == 15

@@ -10,6 +10,7 @@ import pytest
 
 from dataset_11k_synthetic import SyntheticConfig
 from measures.registry import BASELINES, MEASURES
+from predict import PredictConfig
 from test import EvalConfig
 from train import TrainConfig
 
@@ -36,7 +37,10 @@ def test_links_lead_to_files_and_titles(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "config"),
-    [("training", TrainConfig), ("evaluation", EvalConfig), ("data", SyntheticConfig)],
+    [
+        *(("training", TrainConfig), ("evaluation", EvalConfig), ("data", SyntheticConfig)),
+        ("prediction", PredictConfig),
+    ],
 )
 def test_every_flag_is_described(page: str, config: type) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")

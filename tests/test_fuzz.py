@@ -474,7 +474,7 @@ def fuzz_one_photo(path: Path, rng: Rng) -> str:
     photo.write_bytes(data)
     decode_size = int(pick(rng, [0, 20]))
     reader = PhotoReader(32, decode_size)
-    answer = PhotoFiles([photo], reader)[0]
+    _, answer, _ = PhotoFiles([photo], reader)[0]
     try:
         full = open_photo(photo, decode_size)
         resized = reader.read(photo)
