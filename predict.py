@@ -6,7 +6,8 @@ prints one JSON line (or CSV row) per photo: the most probable classes of each t
 age, whether the person is unknown, and how typical the photo is of the training photos. Folders are
 searched for photos; what cannot be read is reported on stderr, the others are predicted, and the
 exit code is 1. A CSV with the columns image_path,hand groups photos of one hand into one answer.
---output writes each photo with its predictions below, --embeddings the embeddings. From Python:
+--output writes each photo with its predictions below, --explain maps of what influences them,
+--embeddings the embeddings. From Python:
 
     from predict import load_predictor
     predictor = load_predictor("checkpoint.pth")
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
@@ -51,6 +53,7 @@ from dataset_11k import (
 )
 from engine import loop
 from engine.checkpoint import load_checkpoint
+from engine.explain import Explainer, Explanation, load_grad_cam
 from engine.features import digest_of
 from measures.classes import expected_age, softmax
 from measures.typicality import TrainingReference
@@ -66,6 +69,7 @@ from utils import (
     logger,
     one_line,
     one_line_errors,
+    safe_name,
     setup_logging,
     usable_cpus,
 )
@@ -86,6 +90,9 @@ class PredictConfig:
     top_k: int = flag(3, "classes to print per task, the most probable first")
     photos_per_hand: int = flag(1, "number of consecutive photos that show one hand: one answer")
     output: Path | None = flag(None, "folder for the annotated photos", metavar="DIR")
+    explain: Path | None = flag(
+        None, "folder for class-activation maps: what influences each prediction", metavar="DIR"
+    )
     embeddings: Path | None = flag(None, "file for the embeddings", metavar="FILE.npz")
     fpir: float = flag(
         DEFAULT_FPIR, "false-positive identification rate at which a person is called unknown"
@@ -209,7 +216,7 @@ def find_photos(inputs: Sequence[str], outputs: Sequence[Path]) -> tuple[list[Ph
             photos += found
             failures += messages
         elif is_output(Path(text), outputs):
-            failures.append(f"in --output or --embeddings, thus no input: {text}")
+            failures.append(f"in --output, --explain or --embeddings, thus no input: {text}")
         else:
             photos.append(text)
     return photos, failures
@@ -233,7 +240,9 @@ def find_hands(config: PredictConfig) -> tuple[list[Hand], list[str]]:
         UserError: the photos are no multiple of --photos_per_hand.
     """
     tables = [text for text in config.photos if text.lower().endswith(".csv")]
-    outputs = [path.resolve() for path in (config.output, config.embeddings) if path]
+    outputs = [
+        path.resolve() for path in (config.output, config.explain, config.embeddings) if path
+    ]
     others = [text for text in config.photos if text not in tables]
     photos, failures = find_photos(others, outputs)
     n = config.photos_per_hand
@@ -606,6 +615,46 @@ def write_annotated(photo: Photo, prediction: Prediction, path: Path) -> None:
         sheet.save(temporary)
 
 
+def write_explanations(
+    explanations: Mapping[str, Explanation], classes: Mapping[str, str], path: Path
+) -> list[dict[str, Any]]:
+    """Write the maps of a photo to <path>.npz and over the photo to <path>.png.
+
+    Returns:
+        The numbers of each task.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(explanations), 4.2), dpi=100)
+    grid = figure.subplots(1, len(explanations), squeeze=False)[0]
+    rows = []
+    for axes, (task, found) in zip(grid, explanations.items(), strict=True):
+        axes.imshow(found.overlay)
+        axes.set_axis_off()
+        title = f"{TASKS[task].title}: {classes[task]}"
+        axes.set_title(
+            title if len(title) < 34 else f"{title[:30]}...", fontsize=10, parse_math=False
+        )
+        numbers = {
+            "outside_hand": found.outside_hand,
+            "randomised_correlation": found.randomised_correlation,
+        }
+        texts = [f"{n.replace('_', ' ')} {v:.2f}" for n, v in numbers.items() if np.isfinite(v)]
+        axes.text(0.5, -0.04, "\n".join(texts), ha="center", va="top", transform=axes.transAxes)
+        rows.append({"task": task, "class": classes[task], **numbers})
+    figure.text(0.5, 0.02, "What influenced each prediction, not its reasons.", ha="center")
+    with atomic_write(path.with_suffix(".png")) as temporary:
+        figure.savefig(temporary)
+    write_arrays(path.with_suffix(".npz"), {task: e.map for task, e in explanations.items()})
+    return rows
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV; numbers that are not finite become empty cells."""
+    with atomic_write(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+
+
 def write_embeddings(path: Path, answers: Sequence[Answer], model: str) -> None:
     """Write an .npz file: embedding (N, D) float32, photo and hand (N,), model's fingerprint."""
     arrays = {
@@ -632,6 +681,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the console's code page
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if config.explain:
+        load_grad_cam()  # before the photos
     hands, failures = find_hands(config)
     report_failures(failures)
     predictor = load_predictor(
@@ -644,6 +695,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_workers=config.num_workers,
     )
     grouped = config.photos_per_hand > 1 or any(hand.name for hand in hands)
+    explainer = Explainer(predictor.predictor) if config.explain else None
+    explained: list[dict[str, Any]] = []
     answered: list[Answer] = []
     for number, answer in enumerate(predictor.answer(hands, num_workers=config.num_workers), 1):
         report_failures(answer.failures)
@@ -661,9 +714,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.output:
             name = f"{number:04d}_{Path(str(answer.photos[0])).stem[:40]}.png"
             write_annotated(answer.photos[0], answer.prediction, config.output / name)
+        if explainer and config.explain:
+            classes = answer.prediction.classes
+            for i, photo in enumerate(answer.photos, start=1):
+                maps = explainer.explain(photo, classes)
+                path = (
+                    config.explain / f"{number:04d}_{i}_{safe_name(Path(str(photo)).stem)[:40]}.png"
+                )
+                numbers = write_explanations(maps, classes, path)
+                explained += [{"photo": str(photo), **row} for row in numbers]
         answered.append(answer)
     if config.embeddings and answered:
         write_embeddings(config.embeddings, answered, predictor.fingerprint)
+    if config.explain and explained:
+        write_table(config.explain / "maps.csv", explained)
     return 1 if failures else 0
 
 

@@ -53,15 +53,27 @@ class BackgroundReader(PhotoReader):
     margin: int = 4
     least_share: float = 0.2
 
-    def read(self, photo: Photo) -> Image.Image:
-        """Return the background of the photo."""
-        whole = open_photo(photo, self.decode_size).resize((MASK_SIZE, MASK_SIZE), self.resampling)
-        pixels = np.asarray(whole)
+    def read_small(self, photo: Photo) -> np.ndarray:
+        """Return the photo, (MASK_SIZE, MASK_SIZE, 3) uint8."""
+        whole = open_photo(photo, self.decode_size)
+        return np.asarray(whole.resize((MASK_SIZE, MASK_SIZE), self.resampling))
+
+    def find_background(self, pixels: np.ndarray) -> np.ndarray | None:
+        """Return where `read_small`'s result is background, (MASK_SIZE, MASK_SIZE) bool.
+
+        None if less than `least_share` is.
+        """
         low, high = pixels.min(axis=2), pixels.max(axis=2)
         hand = (low < self.darkest) | (high - low > self.colour_range)
         around = np.ones((2 * self.margin + 1,) * 2)
-        white = ~binary_fill_holes(binary_dilation(hand, around))
-        if white.mean() < self.least_share:
+        white: np.ndarray = ~binary_fill_holes(binary_dilation(hand, around))
+        return None if white.mean() < self.least_share else white
+
+    def read(self, photo: Photo) -> Image.Image:
+        """Return the background of the photo."""
+        pixels = self.read_small(photo)
+        white = self.find_background(pixels)
+        if white is None:
             return Image.new("RGB", (self.image_size, self.image_size))
         filled = np.where(white[..., None], pixels, pixels[white].mean(axis=0))
         found = Image.fromarray(filled.round().astype(np.uint8))
