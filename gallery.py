@@ -236,17 +236,21 @@ class Gallery:
 
     def enroll(self, name: str, photos: Sequence[Entry]) -> int:
         """Add photos of a person in one transaction; return how many were not yet there."""
+        n_new = 0
         with self.change():
-            new = [photo for photo in photos if self.why_not(name, *photo[:2]) is None]
-            if new:
+            for photo in photos:
+                if self.why_not(name, photo.path, photo.sha256) is not None:
+                    continue  # also a copy of another of these photos
                 self.db.execute("INSERT OR IGNORE INTO person (name) VALUES (?)", (name,))
-                person = self.person(name)
-                self.db.executemany(
+                path, vector = os.fsencode(photo.path.resolve()), fuse(photo.embedding[None])
+                self.db.execute(
                     "INSERT INTO photo (person, path, sha256, embedding) VALUES (?, ?, ?, ?)",
-                    [(person, os.fsencode(p.path.resolve()), p.sha256, as_blob(p)) for p in new],
+                    (self.person(name), path, photo.sha256, vector.astype(np.float32).tobytes()),
                 )
-                self.record("enroll", person=person, photos=len(new))
-        return len(new)
+                n_new += 1
+            if n_new:
+                self.record("enroll", person=self.person(name), photos=n_new)
+        return n_new
 
     def remove(self, names: Sequence[str]) -> int:
         """Remove people; return the number of their photos. Neither is in the file any more.
@@ -282,11 +286,6 @@ class Gallery:
                 yield Chunk(np.array(people, dtype=np.int64), values)
             except (TypeError, ValueError) as error:
                 raise sqlite3.DatabaseError("an embedding is damaged") from error
-
-
-def as_blob(photo: Entry) -> bytes:
-    """Return the embedding of a photo as it is stored: float32 of unit length."""
-    return fuse(photo.embedding[None]).astype(np.float32).tobytes()
 
 
 def search(chunks: Iterable[Chunk], probes: np.ndarray, n_ids: int) -> np.ndarray:
