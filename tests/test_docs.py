@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset_11k_synthetic import SyntheticConfig
+from gallery import GalleryConfig
 from measures.registry import BASELINES, MEASURES
 from predict import PredictConfig
 from test import EvalConfig
@@ -39,7 +40,7 @@ def test_links_lead_to_files_and_titles(page: Path) -> None:
     ("page", "config"),
     [
         *(("training", TrainConfig), ("evaluation", EvalConfig), ("data", SyntheticConfig)),
-        ("prediction", PredictConfig),
+        *(("prediction", PredictConfig), ("gallery", GalleryConfig)),
     ],
 )
 def test_every_flag_is_described(page: str, config: type) -> None:
