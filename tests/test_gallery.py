@@ -122,7 +122,9 @@ def test_search_and_verification_reproduce_the_evaluation(
     attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
     arguments = ["--checkpoint", str(disjoint_checkpoint), "--attributes_file", str(attributes)]
     assert test_script.main([*arguments, *QUICK]) == 0
-    arrays = dict(gallery.find_calibration(disjoint_checkpoint).arrays)
+    results = gallery.find_calibration(disjoint_checkpoint)
+    assert results is not None
+    arrays = dict(results.arrays)
     fold = split_root / "trainval" / "subject-disjoint" / "dorsal_dr" / "fold_1"
     samples, file = read_samples(fold / "test.csv"), tmp_path / "hands.sqlite"
     draw, hands, unique = arrays["galleries"][0], tmp_path / "hands.csv", {}
@@ -152,11 +154,14 @@ def test_a_ratio_of_the_calibration_is_that_of_the_evaluation() -> None:
     scores = pair_scores(arrays | {"galleries": np.arange(0, 84, 6)[None]}, 0)
     for pair in (0, 3, 1000, 3000):
         ends = scores.pairs.first[pair], scores.pairs.second[pair]
-        found = support_of(*(embeddings[[i]] for i in ends), embeddings, people)
+        one, two = (embeddings[[i]] for i in ends)
+        found = support_of(one, two, embeddings, people)
+        assert found is not None
         assert found.log10_ratio == pytest.approx(scores.log_ratios[pair] / np.log(10), abs=1e-5)
         assert found.bounds[0] <= found.log10_ratio <= found.bounds[1]
     stranger = centers[:1] + 0.7 * random.standard_normal((1, 8))
     other = support_of(stranger, embeddings[[0]] + 0.1, embeddings, people)
+    assert other is not None
     assert other.left_out == []
     assert other.n_people == 14
 
@@ -200,9 +205,9 @@ def test_a_damaged_file_is_one_line(
             }[damage]
         )
     photo = next(people_dir.rglob("*.jpg"))
-    inputs = {"list": [], "search": [photo], "remove": [photo.parent.name]}[command]
+    inputs = {"list": [], "search": [str(photo)], "remove": [photo.parent.name]}[command]
     run(command, file, *inputs, code=1)
-    gallery.main([command, str(file), *map(str, inputs), *QUICK])
+    gallery.main([command, str(file), *inputs, *QUICK])
     assert str(file) in one_error(capsys)
 
 
