@@ -10,6 +10,7 @@ import pytest
 
 from dataset_11k_synthetic import SyntheticConfig
 from export import ExportConfig
+from gallery import GalleryConfig
 from measures.registry import BASELINES, MEASURES
 from predict import PredictConfig
 from test import EvalConfig
@@ -41,6 +42,7 @@ def test_links_lead_to_files_and_titles(page: Path) -> None:
     [
         *(("training", TrainConfig), ("evaluation", EvalConfig), ("data", SyntheticConfig)),
         *(("prediction", PredictConfig), ("export", ExportConfig)),
+        ("gallery", GalleryConfig),
     ],
 )
 def test_every_flag_is_described(page: str, config: type) -> None:

@@ -14,6 +14,7 @@ WRONG_FLAGS = {
     "dataset_11k_split": ("--protocol none", "invalid choice: 'none'"),
     "dataset_11k_synthetic": ("--identities none", "invalid int value: 'none'"),
     "export": ("--checkpoint x --output y.pth", "--output must end in .onnx or .pt2"),
+    "gallery": ("verify hands.sqlite anna", "verify takes 2 inputs, not 1"),
     "predict": ("--checkpoint x --top_k 0 photo.jpg", "--top_k must be above 0"),
     "report": ("", "--results"),
     "test": ("--checkpoint x --batch_size 0", "--batch_size"),
