@@ -726,7 +726,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(GalleryConfig, __doc__)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("gallery", type=Path, help="SQLite file")
-    parser.add_argument("inputs", nargs="*", help="people, photos or names, as shown above")
+    parser.add_argument(
+        "inputs", nargs="*", default=[], help="people, photos or names, as shown above"
+    )
     config = build_config(parser, GalleryConfig, vars(parser.parse_args(argv)))
     setup_logging()
     try:

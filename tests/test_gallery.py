@@ -87,7 +87,11 @@ def test_from_enrolment_to_removal(
     assert "subject-disjoint" in compared["calibration"]
     assert [line["photos"] for line in run("list", file)] == [2, 2, 2]
     with sqlite3.connect(file) as db:
-        gone = db.execute("SELECT embedding, sha256, path FROM photo WHERE person = 2").fetchall()
+        gone = db.execute(
+            "SELECT embedding, sha256, photo.path FROM photo JOIN person ON person.id = person"
+            " WHERE name = ?",
+            (name,),
+        ).fetchall()
     assert any(gone[0][1] in str(line) for line in run("list", file, "--audit"))
     assert run("remove", file, name) == [{"people_removed": 1, "photos_removed": 2}]
     content = b"".join(path.read_bytes() for path in tmp_path.glob("hands.sqlite*"))
