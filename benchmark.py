@@ -24,9 +24,9 @@ Weights are random, as they do not change the speed.
 
     python benchmark.py --runs checkpoints/published checkpoints/frozen
 
-compares the time to accuracy of finished runs of train.py on the same split: how long each took to
-reach the best score on val of the first, and to hold it to its end. Writes accuracy.csv and
-accuracy.png.
+compares the time to accuracy of finished runs of train.py on the same split: minutes until a run
+reaches the best score on val of the first and stays at or above it (the first: until it reaches
+it). Features that were cached before are not timed. Writes accuracy.csv and accuracy.png.
 """
 
 from __future__ import annotations
@@ -537,13 +537,13 @@ def read_curves(run_dirs: Sequence[Path]) -> pd.DataFrame:
         table = pd.DataFrame(read_epochs(run_dir))
         unseen = "val" in PROTOCOLS[stored["config"]["protocol"]].unseen
         score = table["val_rank_1" if unseen else "val_mean_balanced_accuracy"]
-        table = table.assign(run=run_dir.name, minutes=table["seconds"].cumsum() / 60, score=score)
+        table = table.assign(run=str(run_dir), minutes=table["seconds"].cumsum() / 60, score=score)
         curves.append(table.dropna(subset="score")[["run", "epoch", "minutes", "score"]])
     return pd.concat(curves, ignore_index=True)
 
 
 def time_to_accuracy(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return when each run reached the first one's best score and held it; NaN: never.
+    """Return the minutes until each run stays at or above the first one's best score; NaN: never.
 
     Args:
         curves: as `read_curves` returns them.
@@ -560,7 +560,7 @@ def time_to_accuracy(curves: pd.DataFrame) -> pd.DataFrame:
             minutes = needed
         best = group["score"].max()
         rows.append((run, target, best, minutes, needed / minutes))
-    return pd.DataFrame(rows, columns=["run", "target", "best score", "minutes", "times as fast"])
+    return pd.DataFrame(rows, columns=["run", "target", "best score", "minutes", "speed-up"])
 
 
 def plot_accuracy(curves: pd.DataFrame, target: float, path: Path) -> None:

@@ -759,7 +759,7 @@ def differences_table(averages: Sequence[RowAverages]) -> pd.DataFrame:
 NOTES = f"""\
 - In brackets: {LEVEL} confidence interval over people; it does not include
   the variation between seeds.
-- Minutes: mean duration of a training, from the decoding of the photos on.
+- Minutes: mean duration of a training, with the decoding of photos that were not cached.
 - Scores are averaged over seeds, then over folds (the repeats of lists); predictions are never
   pooled. SD over folds: standard deviation of the folds' scores.
 """
@@ -789,7 +789,7 @@ def runs_section(averages: Sequence[RowAverages], settings: Mapping[TableRow, st
     rows = []
     for average in averages:
         flags = settings[average.row]
-        flags = f"`{flags}`" if flags else "defaults of train.py"
+        flags = f"`{flags}`" if flags else f"defaults of recipe {average.row.recipe}"
         minutes = np.mean([training_minutes(run.folder.parent) for run in average.runs])
         facts = [average.averaged_over, str(average.n_images), f"{minutes:.1f}"]
         rows.append([*average.cells, *facts, flags])

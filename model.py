@@ -100,7 +100,7 @@ def pretrained_config(model_or_tag: nn.Module | str) -> dict[str, Any]:
     return dict(vars(model_or_tag)["pretrained_cfg"])
 
 
-VARIANCE_EPS = 1e-6  # the root of 0 has no gradient
+VARIANCE_EPS = 1e-6  # the root's gradient is infinite at 0
 
 
 def lower_levels(model: Any) -> list[int]:
@@ -116,8 +116,6 @@ def lower_levels(model: Any) -> list[int]:
 def pool_levels(model: Any, images: Tensor) -> list[Tensor]:
     """Return a timm model's pooled feature, then mean and deviation of lower maps, level by level.
 
-    Lower maps show texture, such as that of skin and knuckles, which the last one has lost.
-
     Returns:
         (N, D_i) float32 each, of length 1.
     """
@@ -130,7 +128,7 @@ def pool_levels(model: Any, images: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def feature_widths(name: str, image_size: int, *, multi_level: bool = False) -> list[int]:
+def compute_feature_widths(name: str, image_size: int, *, multi_level: bool = False) -> list[int]:
     """Return the dimensions of the parts of the backbone's pooled features (`pool_levels`).
 
     Shapes are computed on the meta device, without arithmetic, if timm's model allows it.
@@ -363,7 +361,7 @@ class IGAENet(nn.Module):
         self.is_frozen = False
         self.multi_level = multi_level
         chosen = find_backbone(backbone)
-        self.feature_widths = feature_widths(backbone, image_size, multi_level=multi_level)
+        self.feature_widths = compute_feature_widths(backbone, image_size, multi_level=multi_level)
         width = sum(self.feature_widths)
         depth = chosen.drop_path if drop_path is None else drop_path
         create = create_pretrained if pretrained and not backbone_weights else create_timm_model

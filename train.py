@@ -5,7 +5,7 @@
 reads the train and val samples that dataset_11k_split.py drew (--protocol, --fold) and writes
 checkpoints/<time>/: config.json, metrics.jsonl (one line per epoch), train.log, tensorboard/, and
 checkpoints, each of which is enough to evaluate, predict or resume. The defaults are the published
-recipe; --recipe frozen fits linear layers to a frozen backbone in minutes (`RECIPES`). With several
+recipe; --recipe frozen fits linear layers on a frozen backbone (`RECIPES`). With several
 GPUs: torchrun --nproc_per_node=<n> train.py --run_dir <folder>; the same command again resumes it.
 """
 
@@ -86,7 +86,7 @@ from engine.precision import (
 from measures.classes import balanced_accuracy, fit_temperature
 from measures.linear import Linear, balanced_weights, fit_logistic, fit_whitening
 from measures.pairs import cosine_similarity, gallery_ranks
-from model import BACKBONES, IGAENet, feature_widths, find_backbone, parameter_groups
+from model import BACKBONES, IGAENet, compute_feature_widths, find_backbone, parameter_groups
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -120,8 +120,8 @@ FITS: dict[str, Callable[[int, int], bool]] = {
     "first_last": lambda epoch, n_epochs: epoch in (1, n_epochs),
 }
 
-# Inverse penalties of the heads that are fitted: val decides, or if it shows none of the classes
-# the first is taken.
+# Inverse penalties of fitted heads. The one with the lowest loss on val is kept; the first, if val
+# has no labels of the task's classes.
 STRENGTHS = (1.0, 0.1, 0.01, 0.001, 10.0)
 
 # Recipe -> values of flags; any flag that is given besides overrides them.
@@ -160,7 +160,7 @@ class TrainConfig:
     allow_partial_weights: bool = flag(False, "load those of --backbone_weights that fit")
     image_size: int = flag(224, "side of the model's input in pixels")
     multi_level: bool = flag(
-        False, "pool maps of four depths of the backbone (mean and deviation), not the last alone"
+        False, "also pool three lower maps of the backbone (mean and deviation of each channel)"
     )
     neck: int = flag(0, "dimension of a linear layer between backbone and heads; 0: none")
     fit: str = flag(
@@ -491,8 +491,9 @@ def fit(
 ) -> tuple[dict[str, float | None], Predictions]:
     """Fit neck and heads; return the means of `train_one_epoch` and the predictions for val.
 
-    Whitening and logistic regression weigh people the same (`measures.linear`). Of each head's
-    `STRENGTHS` the one with the lowest loss on val is kept, likewise weighted.
+    Heads weigh all classes the same, and in each class all people (`balanced_weights`); whitening
+    weighs photos the same. Of `STRENGTHS` each head keeps the one with the lowest loss on val,
+    weighted likewise.
 
     Args:
         model: whose neck and heads are set.
@@ -618,7 +619,7 @@ def train(
             record = {
                 "epoch": epoch,
                 "lr": lr,
-                "seconds": round(time.perf_counter() - start, 3),  # of the first, decoding too
+                "seconds": round(time.perf_counter() - start, 3),  # the first includes decoding
                 **{f"train_{name}": value for name, value in means.items()},
                 **{f"val_{name}": scores.get(name) for name in val_names(tasks)},
             }
@@ -685,7 +686,7 @@ def read_run_data(config: TrainConfig, stored: Mapping[str, Any] | None = None) 
 
 def check_model(config: TrainConfig) -> None:
     """Refuse an unknown backbone, or an image size it does not support, without loading weights."""
-    feature_widths(config.backbone, config.image_size, multi_level=config.multi_level)
+    compute_feature_widths(config.backbone, config.image_size, multi_level=config.multi_level)
 
 
 def build_run_model(

@@ -187,7 +187,7 @@ def compute_features(
         num_workers=num_workers,
         cache_dir=Path(cache_dir) if config["cache"] else None,
     )
-    found["imagenet"] = features[:, : model.feature_widths[0]]
+    found["imagenet"] = features[:, : model.feature_widths[0]]  # all share the cache of --fit
     return found
 
 

@@ -17,7 +17,7 @@ from measures.classes import class_means
 
 SHRINKAGE = 0.1  # of the within-person covariance, whose rank may be below its size
 
-TINY = 1e-12  # variance of features that do not vary
+TINY = 1e-12  # added to variances, which may be 0
 
 ABSENT_LOGIT = -20.0  # of a class without a training photo
 
@@ -36,7 +36,7 @@ class Linear(NamedTuple):
 def fit_whitening(
     features: np.ndarray, people: np.ndarray, size: int, widths: Sequence[int] = ()
 ) -> Linear:
-    """Return the map to embeddings in which a person's photos vary equally in all directions.
+    """Return the map to embeddings in which a person's photos vary about equally in all directions.
 
     A principal component analysis keeps `size` dimensions (fewer if features have fewer; the rest
     are 0); within-class covariance normalisation (WCCN) follows. Outputs have the mean square 1.
@@ -102,7 +102,7 @@ def fit_logistic(
     if len(present) > 1:
         model = LogisticRegression(C=strength, max_iter=1000)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # close enough
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is used
             model.fit(features, labels, balanced_weights(labels, people))
         slopes, shifts = model.coef_, model.intercept_
         if len(present) == 2:  # scikit-learn gives the second class's alone

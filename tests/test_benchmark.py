@@ -173,8 +173,8 @@ def test_time_to_accuracy_of_finished_runs(
     assert benchmark.main(["--runs", *runs, "--output", str(output)]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert table[-4:-2] == [
-        ["published", "0.9", "0.9", "1", "1"],
-        ["frozen", "0.9", "0.95", "0.5", "2"],
+        [runs[0], "0.9", "0.9", "1", "1"],
+        [runs[1], "0.9", "0.95", "0.5", "2"],
     ]
     assert len(pd.read_csv(output / "accuracy.csv")) == 4
     assert (output / "accuracy.png").is_file()

@@ -22,7 +22,7 @@ import model
 from model import (
     BACKBONES,
     IGAENet,
-    feature_widths,
+    compute_feature_widths,
     find_backbone,
     hub_is_reachable,
     parameter_groups,
@@ -203,7 +203,7 @@ def test_a_refused_size_names_one_that_works(
         build(backbone, pretrained=True, image_size=image_size)
     named = re.search(r"Use (\d+)$", str(caught.value))
     assert named
-    assert sum(feature_widths(backbone, int(named[1]))) > 0
+    assert sum(compute_feature_widths(backbone, int(named[1]))) > 0
 
 
 # ----------------------------------------------------------------------------- stochastic depth

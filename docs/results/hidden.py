@@ -1,9 +1,9 @@
-"""What --recipe frozen recognises unseen people by: photos with the hand or the ground hidden.
+"""What --recipe frozen recognises unseen people by: photos with the hand or the background hidden.
 
     python docs/results/hidden.py --attributes_file CSV --backbone NAME [--backbone_weights FILE]
 
 fits the recipe's linear parts to whole photos, to photos whose hand (found by its colour, with a
-margin) has the mean colour of the ground, and to photos whose ground is white, under
+margin) has the mean colour of the background, and to photos whose background is white, under
 subject-disjoint, and writes hidden.csv beside this file: means over the folds of test.
 """
 
@@ -36,14 +36,14 @@ from measures.pairs import cosine_similarity, gallery_ranks  # noqa: E402
 from model import IGAENet  # noqa: E402
 from train import RECIPES, STRENGTHS  # noqa: E402
 
-FOUND = BackgroundReader(MASK_SIZE)  # its limits of the colour of the ground
+FOUND = BackgroundReader(MASK_SIZE)  # its limits of the colour of the background
 
 
 @dataclass(frozen=True)
 class HidingReader(PhotoReader):
     """Reads photos with a part hidden.
 
-    hidden: "hand" or "ground"; empty: neither.
+    hidden: "hand" or "background"; empty: neither.
     """
 
     hidden: str = ""
@@ -60,10 +60,10 @@ class HidingReader(PhotoReader):
             hand = binary_dilation(hand, np.ones((2 * FOUND.margin + 1,) * 2))
         mask = Image.fromarray(binary_fill_holes(hand)).resize(whole.size, Image.Resampling.NEAREST)
         pixels, is_hand = np.array(whole), np.asarray(mask)
-        if self.hidden == "ground":
+        if self.hidden == "background":
             pixels[~is_hand] = 255
-        elif not is_hand.all():
-            pixels[is_hand] = pixels[~is_hand].mean(axis=0).round()
+        else:
+            pixels[is_hand] = 0 if is_hand.all() else pixels[~is_hand].mean(axis=0).round()
         return Image.fromarray(pixels)
 
 
@@ -71,15 +71,15 @@ def fold_scores(features: pd.DataFrame, attributes: Path, fold: int, widths: Seq
     """Return rank-1, and balanced accuracy and AUC of gender, on a fold's test people."""
     files = locate(attributes, "subject-disjoint", fold)
     train, test = (read_samples(files.split(split)) for split in ("train", "test"))
-    known, people = (features.loc[x["name"]].to_numpy(float) for x in (train, test))
-    neck = fit_whitening(known, train["id"].to_numpy(), RECIPES["frozen"]["neck"], widths)
-    embeddings, is_male = neck(people), (test["gender"] == "male").to_numpy()
+    training, evaluated = (features.loc[x["name"]].to_numpy(float) for x in (train, test))
+    neck = fit_whitening(training, train["id"].to_numpy(), RECIPES["frozen"]["neck"], widths)
+    embeddings, is_male = neck(evaluated), (test["gender"] == "male").to_numpy()
     labels = (train["gender"] == "male").to_numpy(int)
-    head = fit_logistic(neck(known), labels, train["id"].to_numpy(), 2, STRENGTHS[0])
+    head = fit_logistic(neck(training), labels, train["id"].to_numpy(), 2, STRENGTHS[0])
     logits = head(embeddings)
-    places = {path: i for i, path in enumerate(test["image_path"])}
+    positions = {path: i for i, path in enumerate(test["image_path"])}
     draws = pd.read_csv(files.gallery).groupby("draw")["image_path"]
-    galleries = np.stack([[places[path] for path in draw] for _, draw in draws])
+    galleries = np.stack([[positions[path] for path in draw] for _, draw in draws])
     similarity = cosine_similarity(embeddings, embeddings)
     ranks = gallery_ranks(similarity, test["id"].to_numpy(), galleries)
     return {
@@ -101,7 +101,7 @@ def main() -> None:
     model = model.to(memory_format=torch.channels_last)
     samples, files = read_samples(given.attributes_file), locate(given.attributes_file, "paper")
     rows = []
-    for hidden in ("", "hand", "ground"):
+    for hidden in ("", "hand", "background"):
         features = backbone_features(
             model,
             samples,
