@@ -791,7 +791,8 @@ def runs_section(averages: Sequence[RowAverages], settings: Mapping[TableRow, st
         flags = settings[average.row]
         flags = f"`{flags}`" if flags else f"defaults of recipe {average.row.recipe}"
         minutes = np.mean([training_minutes(run.folder.parent) for run in average.runs])
-        facts = [average.averaged_over, str(average.n_images), f"{minutes:.1f}"]
+        shown = "–" if math.isnan(minutes) else f"{minutes:.1f}"
+        facts = [average.averaged_over, str(average.n_images), shown]
         rows.append([*average.cells, *facts, flags])
     return markdown_section("Runs", head, rows)
 

@@ -478,7 +478,7 @@ def test_the_tables_average_folds_and_seeds_and_name_what_is_missing(tmp_path: P
     runs = [made_up_run(tmp_path, c, skill=1 + 3 * (c.backbone == "better")) for c in cells]
     written = write_all(runs, tmp_path)
     text = written["table"]
-    assert "**2 of 5 folds**, seeds 1 2, **3 of 4 runs** | 144 | `--N_epochs 3` |" in text
+    assert "**2 of 5 folds**, seeds 1 2, **3 of 4 runs** | 144 | – | `--N_epochs 3` |" in text
     assert "| `net` | `dorsal_dr` | `paper` | seed 1 | 72 |" in text
     for title in ("identity: balanced accuracy", "identity: rank-1", "gender: ROC AUC"):
         assert f"## {title}\n" in text
