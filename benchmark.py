@@ -159,6 +159,8 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        if len(self.runs) == 1 or len(set(self.runs)) < len(self.runs):
+            raise ValueError("--runs: give at least two different runs")
         for name in ("rounds", "seconds", "batch_sizes", "n_photos"):
             value = getattr(self, name)
             if not all(0 < v < math.inf for v in (value if isinstance(value, tuple) else (value,))):

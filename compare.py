@@ -501,6 +501,12 @@ class Comparison:
         self.devices = device_queue(config.processes)
         self.interrupted = threading.Event()
 
+    @property
+    def shard(self) -> Sequence[PlannedRun]:
+        """The runs that this process executes."""
+        i, n = map(int, self.config.shard.split("/"))
+        return self.runs[i - 1 :: n]
+
     def log_file(self, run: PlannedRun) -> Path:
         """Return the log of the run's commands."""
         return self.config.output / f"{run.cell.name()}.log"
@@ -542,8 +548,7 @@ class Comparison:
         Raises:
             KeyboardInterrupt: Ctrl-C; the running commands receive it too, and end by themselves.
         """
-        i, n = map(int, self.config.shard.split("/"))
-        mine = self.runs[i - 1 :: n]
+        mine = self.shard
         waiting = [run for run in mine if run not in self.evaluated]
         n_done = len(mine) - len(waiting)
         with (
@@ -590,11 +595,12 @@ class Comparison:
 
     def print_state(self) -> None:
         """Print the progress of every run."""
-        for run in self.runs:
+        for run in self.shard:
             n_done = len(read_epochs(run.folder))
             state = f"epoch {n_done} of {run.settings['N_epochs']}" if n_done else "not started"
             print(f"{run.cell.name()}: {'finished' if run in self.evaluated else state}")
-        print(f"{len(self.evaluated)} of {len(self.runs)} runs finished")
+        n_finished = sum(run in self.evaluated for run in self.shard)
+        print(f"{n_finished} of {len(self.shard)} runs finished")
 
 
 def last_line(path: Path) -> str:

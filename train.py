@@ -111,6 +111,8 @@ from utils import (
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+MAX_NECK = 4096
+
 MAX_IMAGE_SIZE = 4096  # pixels; the photos have 1600 x 1200
 
 # Value of --fit -> whether an epoch, counted from 1, is fitted.
@@ -270,6 +272,7 @@ class TrainConfig:
             ),
             "--resume names the run's folder; leave --run_dir out": self.resume and self.run_dir,
             f"--fit {self.fit} needs --neck": self.fit != "never" and not self.neck,
+            f"--neck must be at most {MAX_NECK}": self.neck > MAX_NECK,
         }
         for message, is_wrong in contradictions.items():
             if is_wrong:

@@ -127,7 +127,8 @@ def cached_features(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray
         found = np.load(path)
         with suppress(OSError):  # the folder may be read-only
             os.utime(path)  # for `prune`
-        return found
+        if np.isfinite(found).all():
+            return found
     found = compute()
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:

@@ -205,6 +205,8 @@ def test_two_recipes_in_two_shards(
     assert set(differences["second"]) == {"test_resnet-frozen"}
     assert compare.main([*flags, "--dry_run"]) == 0
     assert "2 of 2 runs finished" in capsys.readouterr().out
+    assert compare.main([*flags, "--dry_run", "--shard", "2/2"]) == 0
+    assert "1 of 1 runs finished" in capsys.readouterr().out
 
 
 def test_two_backbones_under_two_protocols(

@@ -218,6 +218,7 @@ def test_wrong_values_are_refused_by_name_before_data_is_read(
         ("--run_dir run --no-cache --cache_dir x", "--cache_dir has no effect with --no-cache"),
         ("--compile on", "unrecognized arguments: on"),
         ("--recipe frozen --neck 0", "--fit first needs --neck"),
+        ("--recipe frozen --neck 5000", "--neck must be at most 4096"),
     ],
 )
 def test_flags_that_contradict_each_other(
@@ -340,13 +341,16 @@ def test_the_frozen_recipe_fits_neck_and_heads(split_root: Path, tmp_path: Path)
     files = sorted((split_root / "cache").iterdir())
     assert len(files) == 1  # of features: no decoded photos are kept for a training without steps
     # a second run reads them
-    before = files[0].stat().st_mtime_ns, files[0].read_bytes()
+    before = files[0].read_bytes()
     files[0].chmod(0o444)
     assert run(split_root, tmp_path / "again", **values, fit="first_last") == 0
-    assert files[0].read_bytes() == before[1]
-    again = load_checkpoint(tmp_path / "again" / "checkpoint-000001-best.pth")
-    for name, tensor in stored["model"].items():
-        assert torch.equal(again["model"][name], tensor)
+    assert files[0].read_bytes() == before
+    files[0].write_bytes(before[:400] + b"\xff" * (len(before) - 400))
+    assert run(split_root, tmp_path / "damaged", **values) == 0
+    for folder in ("again", "damaged"):
+        again = load_checkpoint(tmp_path / folder / "checkpoint-000001-best.pth")
+        for name, tensor in stored["model"].items():
+            assert torch.equal(again["model"][name], tensor)
 
 
 def test_which_checkpoints_stay_while_it_runs(
