@@ -1180,6 +1180,9 @@ def test_lists_that_cannot_be_used(
     path.unlink()
     assert str(path) in errors_of(capsys, *flags, lists_dir)
     assert errors_of(capsys, *flags, hands_root).startswith(f"no folder {hands_root / '1'}")
+    for path in (path, *lists_dir.glob("*/*.txt")):
+        path.write_text("")
+    assert errors_of(capsys, *flags, lists_dir).startswith("no photo in the list files: --lists")
     assert written(hands_root) == {}
     for wrong, message in (
         (["--protocol", "lists"], "--protocol lists and --lists DIR go together"),
