@@ -1180,8 +1180,8 @@ def test_lists_that_cannot_be_used(
     path.unlink()
     assert str(path) in errors_of(capsys, *flags, lists_dir)
     assert errors_of(capsys, *flags, hands_root).startswith(f"no folder {hands_root / '1'}")
-    for path in (path, *lists_dir.glob("*/*.txt")):
-        path.write_text("")
+    for file in (path, *lists_dir.glob("*/*.txt")):
+        file.write_text("")
     assert errors_of(capsys, *flags, lists_dir).startswith("no photo in the list files: --lists")
     assert written(hands_root) == {}
     for wrong, message in (
