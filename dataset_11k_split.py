@@ -207,9 +207,7 @@ def source_of_hand_info(root: str, lists: Path | None) -> Source:
         by_aspect = samples_by_aspect(hand_info, root)
     if not any(map(len, by_aspect.values())):
         if lists:
-            raise UserError(
-                f"no photo in the list files: --lists {lists}. Give others"
-            )
+            raise UserError(f"no photo in the list files: --lists {lists}. Give others")
         raise UserError(f"no photo without accessories: {listing}. Add photos")
     return Source(Path(root), listing, by_aspect, split_columns())
 
