@@ -44,7 +44,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.splits import PROTOCOLS, SplitFiles, locate
-from dataset_11k import TASKS
+from dataset_11k import TASKS, warn_once
 from engine.checkpoint import (
     MAY_CHANGE_ON_RESUME,
     best_checkpoint,
@@ -682,6 +682,9 @@ def average_rows(results: Sequence[EvaluatedRun], root: Path) -> list[RowAverage
         n_folds = len(SplitFiles(root, row.aspect, row.protocol).folds)
         n_folds = n_folds or PROTOCOLS[row.protocol].folds
         averages.append(RowAverages(row, tuple(by_row[row]), n_folds))
+        if not same_photos(averages[-1].scored, ()):
+            name = f"{row.model}, {row.aspect}, {row.protocol}"
+            warn_once(f"{name}: the average is over different draws of the split")
     return averages
 
 

@@ -348,7 +348,7 @@ def resize_size(image_size: int) -> int:
 class PhotoReader:
     """Reads photos as squares, whatever their aspect ratio.
 
-    image_size: side of the result in pixels.
+    image_size: side of the result in pixels; above --image_size where it is cropped at random.
     decode_size: as in `open_photo`.
     resampling: filter of the resize.
 

@@ -270,7 +270,7 @@ def draw_panels(
 
 
 def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
-    """Plot the shares of photos and people with each value of a question.
+    """Plot the fractions of photos and people with each value of a question.
 
     Args:
         counts: as `count_all` returns it.

@@ -1,4 +1,4 @@
-"""Draw the splits of a data set: who is in train, val and test. Decided once, written as CSVs.
+"""Draw the splits of a data set into train, val and test, and write them as CSVs.
 
     python dataset_11k_split.py --input ./11k --protocol subject-disjoint
     python dataset_11k_split.py --attributes_file mine/sub_dataset/office.csv
@@ -119,7 +119,7 @@ class SplitConfig:
         None, "split the photos of <root>/Hands/<person>/ instead", metavar="DIR"
     )
     protocol: str = flag("paper", "see above", choices=tuple(PROTOCOLS))
-    seed: int | None = flag(None, f"seed of the draw (default: {SEED}; paper has no other)")
+    seed: int | None = flag(None, f"seed of the draw (default: {SEED}, the only one of paper)")
     folds: int | None = flag(None, "number of folds of subject-disjoint (default: 5)")
     lists: Path | None = flag(None, "folder of the list files of --protocol lists", metavar="DIR")
     skip_missing: bool = flag(False, "leave out photos that are not in Hands/")
@@ -724,17 +724,17 @@ def count_groups(samples: pd.DataFrame) -> dict[str, int]:
 def leakage_table(splits: dict[str, AspectSplit], digests: dict[str, str]) -> pd.DataFrame:
     """Return a line for each aspect, fold and split.
 
-    Columns: aspect, fold, side (the split), those of `leakage` (empty for train), people, photos,
+    Columns: aspect, fold, split, those of `leakage` (empty for train), people, photos,
     and those of `count_groups`.
     """
     lines = []
     for aspect, fold, _, parts in each_fold(splits):
         for name, samples in parts.items():
             leaked = {} if name == "train" else leakage(samples, parts["train"], digests)
-            line: dict[str, Any] = {"aspect": aspect, "fold": fold, "side": name, **leaked}
+            line: dict[str, Any] = {"aspect": aspect, "fold": fold, "split": name, **leaked}
             line |= {"people": samples["id"].nunique(), "photos": len(samples)}
             lines.append(line | count_groups(samples))
-    leading = ["aspect", "fold", "side", *LEAKAGE]
+    leading = ["aspect", "fold", "split", *LEAKAGE]
     table = pd.DataFrame(lines)
     return table[[*leading, *table.columns.difference(leading, sort=False)]]
 
@@ -832,7 +832,7 @@ def print_splits(splits: dict[str, AspectSplit], leaked: pd.DataFrame, protocol:
     """Print the numbers of photos and people, leakage, and group sizes."""
     *_, reported = PROTOCOLS[protocol].splits
     print(summarize(splits).to_string())
-    shares = leaked[leaked["side"] == reported].set_index(["aspect", "fold"])
+    shares = leaked[leaked["split"] == reported].set_index(["aspect", "fold"])
     shares = shares[list(LEAKAGE)] * 100
     print(
         f"\n% of {reported} photos with the same person, a frame within n numbers, or the same"
@@ -841,7 +841,7 @@ def print_splits(splits: dict[str, AspectSplit], leaked: pd.DataFrame, protocol:
     print(shares.to_string(float_format="%.1f", na_rep="-"))
 
     print("\npeople/photos in each split:")
-    counts = leaked.set_index(["aspect", "fold", "side"]).astype(str)
+    counts = leaked.set_index(["aspect", "fold", "split"]).astype(str)
     people, photos = counts.filter(regex="^people"), counts.filter(regex="^photos")
     cells = (people + "/" + photos.to_numpy()).loc[:, (people != "0").any()]
     print(cells.rename(columns=lambda name: name.removeprefix("people_")).to_string())

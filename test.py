@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.cache import name_all_broken_photos
 from data.splits import (
     PROTOCOLS,
     SplitFiles,
@@ -63,7 +64,13 @@ from measures.metrics_json import (
 )
 from measures.registry import measures_for
 from pages.build import write_report
-from pages.wording import explain_baselines, headline_table, temperature_warning
+from pages.wording import (
+    classified_tasks,
+    explain_baselines,
+    headline_table,
+    single_class_warning,
+    temperature_warning,
+)
 from utils import (
     AMP_MODES,
     DEVICES,
@@ -138,11 +145,6 @@ class Scope:
     def is_matched(self) -> bool:
         """Whether identity is measured by comparing embeddings with a gallery."""
         return self.unseen and not self.cross_hand and "identity" in self.tasks
-
-    @property
-    def classified(self) -> list[str]:
-        """The tasks whose classes the model knows."""
-        return [task for task in self.tasks if task != "identity" or not self.unseen]
 
 
 def is_permuted(state: State) -> bool:
@@ -527,7 +529,7 @@ def print_results(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope)
         f" {metrics['split']}, protocol {metrics['protocol']}, epoch {metrics['epoch']}"
     )
     rows = {}
-    for task in scope.classified:
+    for task in classified_tasks(metrics["tasks"]):
         known = table[table[f"{task}_true"] != ""]
         print(f"\n{TASKS[task].title}\n")
         true, predicted = known[f"{task}_true"], known[f"{task}_pred"]
@@ -536,8 +538,9 @@ def print_results(metrics: Mapping[str, Any], table: pd.DataFrame, scope: Scope)
         shown = [m for m in measures_for(task) if not isinstance(block.get(m.key), dict)]
         rows[task] = {m.name: m.unit.format(block.get(m.key)) for m in shown}
     print(*headline_table(metrics["tasks"]), sep="\n")
-    if warning := temperature_warning(metrics["tasks"]):
-        print(f"\n{warning}")
+    for explain in (single_class_warning, temperature_warning):
+        if warning := explain(metrics["tasks"]):
+            print(f"\n{warning}")
     print(explain_baselines(scope.unseen) if "identity" in scope.tasks else "", end="\n\n")
     print(pd.DataFrame(rows).fillna("").to_string())
 
@@ -560,15 +563,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         state, device=config.device, amp=config.amp, batch_size=config.batch_size
     )
     state = without_tensors(state)  # the predictor has its own
-    predictions = predict(config, predictor, scope.samples, scope.files.photos)
+    splits = [scope.files.split(split) for split in (scope.split, *SPLITS)]
+    sources = [*splits, scope.files.attributes]
+    with name_all_broken_photos(scope.files.photos, sources, config.num_workers):
+        predictions = predict(config, predictor, scope.samples, scope.files.photos)
+        arrays = {
+            **build_arrays(scope, predictions, predictor, state["training"]),
+            **training_arrays(config, state, scope, predictor),
+            **val_arrays(config, state, scope, predictor),
+            **galleries,
+            **distractor_arrays(config, scope, predictor, galleries),
+        }
     table = build_table(scope.samples, predictions, predictor)
-    arrays = {
-        **build_arrays(scope, predictions, predictor, state["training"]),
-        **training_arrays(config, state, scope, predictor),
-        **val_arrays(config, state, scope, predictor),
-        **galleries,
-        **distractor_arrays(config, scope, predictor, galleries),
-    }
     if len(scope.samples) > MAX_COMPARED_PHOTOS and "identity" in scope.tasks:
         logger.warning(
             "%d photos: embeddings are compared only for up to %d",

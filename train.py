@@ -31,7 +31,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.cache import attach_cache, copy_to_device
+from data.cache import attach_cache, copy_to_device, name_all_broken_photos
 from data.splits import PROTOCOLS, Data, describe_overlap, read_data
 from dataset_11k import (
     SAMPLERS,
@@ -955,7 +955,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with lock_run(run.folder) if distributed.is_main else nullcontext():
             start_run(run, config, distributed, stored)
             try:
-                train(run, config, resolved, data, distributed)
+                with name_all_broken_photos(data.folder, data.sources, config.num_workers):
+                    train(run, config, resolved, data, distributed)
             except KeyboardInterrupt:
                 logger.info("interrupted. Continue with: python train.py --resume %s", run.folder)
                 return 130

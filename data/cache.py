@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.splits import lines_of
-from dataset_11k import HandsDataset, collate
+from data.tables import photo_names, read_csv
+from dataset_11k import HandsDataset, PhotoReader, collate
 from utils import UserError, atomic_write, logger
 
 MAX_CACHE_GB = 50  # least recently used files beyond this total are deleted
@@ -56,12 +58,12 @@ class MappedPixels:
 
 
 class PhotoFiles(Dataset[np.ndarray | str]):
-    """Decode photos for the cache; a broken photo gives its error message instead of pixels."""
+    """Decode photos; a broken photo gives its error message instead of pixels."""
 
-    def __init__(self, dataset: HandsDataset, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], reader: PhotoReader) -> None:
         self.names = names
-        self.paths = [dataset.folder / name for name in names]
-        self.reader = dataset.reader
+        self.paths = [folder / name for name in names]
+        self.reader = reader
 
     def __len__(self) -> int:
         """Return the number of photos."""
@@ -139,11 +141,15 @@ def cached_features(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray
     return found
 
 
+class BrokenPhotosError(UserError):
+    """Photos that cannot be decoded: all are named or counted."""
+
+
 def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Iterator[np.ndarray]:
     """Yield the pixels of all photos, in order; `sources` are the CSVs that list them.
 
     Raises:
-        UserError: photos cannot be decoded; raised after the last photo, so that it counts all.
+        BrokenPhotosError: raised after the last photo, so that it counts all.
     """
     loader: DataLoader[Any] = DataLoader(
         photos,
@@ -165,7 +171,35 @@ def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Ite
         lines = lines_of(list(broken), sources)
         first = [f"{broken[name]} ({lines.get(name)})" for name in list(broken)[:N_NAMED]]
         others = f"; and {len(broken) - len(first)} others" if len(broken) > len(first) else ""
-        raise UserError("; ".join(first) + others)
+        raise BrokenPhotosError("; ".join(first) + others)
+
+
+@contextmanager
+def name_all_broken_photos(
+    folder: Path, sources: Sequence[Path], num_workers: int
+) -> Iterator[None]:
+    """If a photo that cannot be decoded stops the block, name all of them instead of the first.
+
+    Args:
+        folder: of the photos.
+        sources: the CSVs that list them; they need not exist.
+        num_workers: number of processes that decode.
+
+    Raises:
+        BrokenPhotosError: with the CSV and line of each photo.
+    """
+    try:
+        yield
+    except BrokenPhotosError:
+        raise
+    except UserError as error:
+        if "cannot decode photo" in str(error):  # one from a worker is of no other type
+            files = [path for path in sources if path.is_file()]
+            listed = [photo_names(read_csv(f, ("image_path",), "")["image_path"]) for f in files]
+            names = [n for n in dict.fromkeys(itertools.chain(*listed)) if (folder / n).is_file()]
+            for _ in decode(PhotoFiles(folder, names, PhotoReader(1)), files, num_workers):
+                pass
+        raise
 
 
 def build(path: Path, photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> None:
@@ -221,7 +255,7 @@ def attach_cache(
     """
     try:
         path = cache_path(dataset, photo_names, cache_dir)
-        photos = PhotoFiles(dataset, photo_names)
+        photos = PhotoFiles(dataset.folder, photo_names, dataset.reader)
         build_once(path, lambda: build(path, photos, sources, num_workers))
         places = {name: place for place, name in enumerate(photo_names)}
         dataset.cached = MappedPixels(path, [places[name] for name in dataset.names])

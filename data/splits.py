@@ -23,7 +23,7 @@ from data.tables import (
     warn_of_similar_ids,
     warn_of_unusual_ages,
 )
-from dataset_11k import TASKS, LabelSpace, split_columns
+from dataset_11k import TASKS, LabelSpace, class_names, split_columns
 from utils import UserError, logger
 
 
@@ -56,8 +56,8 @@ PROTOCOLS = {
         ("train", "val", "test"),
         folds=1,
         unseen=(),
-        reason="The same shares as blocks of consecutive frames with gaps between them: how well\n"
-        "people are recognised without near-duplicates in train, though from one session.",
+        reason="The same fractions in blocks of consecutive frames with gaps between them: how\n"
+        "well people are recognised without near-duplicates in train, though from one session.",
     ),
     "subject-disjoint": SplitProtocol(
         ("train", "val", "test"),
@@ -96,11 +96,11 @@ def describe_overlap(samples: pd.DataFrame, train: pd.DataFrame, split: str) -> 
     people = set(samples["id"])
     known = people & set(train["id"])
     if not known:
-        meaning = "all are unseen, so identity cannot be classified"
+        meaning = "identity is measured by comparing embeddings"
     elif known == people:
-        meaning = "the scores apply to people in train only, not to unseen people"
+        meaning = "the scores say nothing about unseen people"
     else:
-        meaning = "the others are unseen, and their identity is never right"
+        meaning = "every prediction of the identity of the others is wrong"
     return f"{len(known)} of {len(people)} {split} people are in train: {meaning}"
 
 
@@ -410,19 +410,25 @@ def check_same_labels(
 
 
 def choose_tasks(train: pd.DataFrame, tasks: Sequence[str], source: Path) -> list[str]:
-    """Return the tasks to train: `tasks`, or if empty all that have labels in train.
+    """Return the tasks to train: `tasks`, or if empty all that have two classes in train.
 
     Raises:
-        UserError: one of `tasks` has no labels.
+        UserError: one of `tasks` has no labels, or no task has two classes.
     """
-    unlabelled = [name for name, task in TASKS.items() if not is_known(train[task.column]).any()]
-    for task in tasks or unlabelled:
-        if task in unlabelled and not tasks:
-            logger.info("%s has no labels of %s: the task is left out", source, task)
-        elif task in unlabelled:
-            labelled = [task for task in TASKS if task not in unlabelled]
+    n_classes = {task: len(set(class_names(train, task)) - {""}) for task in TASKS}
+    if not tasks:
+        for task, n in n_classes.items():
+            if n < 2:
+                found = "labels of one class" if n else "no labels"
+                logger.info("%s has %s of %s: the task is left out", source, found, task)
+        tasks = [task for task, n in n_classes.items() if n > 1]
+        if not tasks:
+            raise UserError(f"one person only: {source}. Add people")
+    labelled = [task for task, n in n_classes.items() if n]
+    for task in tasks:
+        if task not in labelled:
             raise UserError(f"no labels of --tasks {task}: {source} has {', '.join(labelled)}")
-    return [task for task in TASKS if task in (tasks or TASKS) and task not in unlabelled]
+    return [task for task in TASKS if task in tasks]
 
 
 def is_known(cells: pd.Series) -> pd.Series:

@@ -113,7 +113,8 @@ def check_run(stored: Any, expected: Mapping[str, Any]) -> None:
     check_types(stored, expected, "")
     space, resolved = stored["label_space"], stored["resolved"]
     if not space or not set(space) <= set(TASKS):
-        raise ValueError(f"label_space has the tasks {', '.join(map(str, space)) or 'none'}")
+        found = ", ".join(map(str, space)) or "no task"
+        raise ValueError(f"label_space has {found}, expected tasks of {', '.join(TASKS)}")
     check_types(space, dict.fromkeys(space, [str]), "label_space")
     if not all(space.values()):
         raise ValueError("label_space has a task without classes")

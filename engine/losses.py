@@ -58,7 +58,7 @@ class MultiTaskLoss(nn.Module):
     Args:
         tasks: names, in the order of the label columns.
         weights: of the tasks in the sum.
-        label_smoothing: of the losses that know it.
+        label_smoothing: of the losses that use it.
     """
 
     weights: Tensor  # (n_tasks,) float32

@@ -47,8 +47,8 @@ def available_amp(stored: str, device: torch.device) -> str:
         return stored
     found = resolve_amp("auto", device)
     logger.warning(
-        "this %s does not support the precision of the training (%s) natively; using %s",
-        *(device.type, stored, found),
+        "the precision of the training, %s, is not native to this %s: --amp %s is used",
+        *(stored, device.type, found),
     )
     return found
 

@@ -60,7 +60,11 @@ def compute_metrics(
         tasks: names of `TASKS`.
         unseen: whether nobody on the photos was trained on.
     """
-    metrics = {task: compute_task(task, arrays) for task in tasks}
+    measured = without_single_classes(arrays, tasks)
+    metrics = {
+        task: compute_task(task, measured) | {"n_classes": len(classes_of(task, arrays))}
+        for task in tasks
+    }
     if "identity" in metrics:
         key = "matching" if unseen else "verification"
         compared = len(arrays["people"]) <= MAX_COMPARED_PHOTOS
@@ -68,12 +72,27 @@ def compute_metrics(
     return metrics
 
 
+def classes_of(task: str, arrays: Arrays) -> np.ndarray:
+    """Return the indices of a task's classes that occur."""
+    true = arrays[f"{task}_true"]
+    return np.unique(true[true >= 0])
+
+
+def without_single_classes(arrays: Arrays, tasks: Sequence[str]) -> Arrays:
+    """Return the arrays, with all labels unknown of tasks of which one class occurs.
+
+    Always predicting that class would be right, so that a score means nothing.
+    """
+    single = [f"{task}_true" for task in tasks if len(classes_of(task, arrays)) == 1]
+    return {**arrays, **{name: np.full_like(arrays[name], -1) for name in single}}
+
+
 def headline_measures(
     arrays: Arrays, tasks: Sequence[str], *, unseen: bool
 ) -> dict[tuple[str, str], PeopleMeasure]:
     """Return the headline measures by (task, key), as functions of the people.
 
-    Of unseen people, identity has those of all pairs of photos. A task without a known label is
+    Of unseen people, identity has those of all pairs of photos. A task of fewer than two classes is
     left out.
 
     Args:
@@ -84,7 +103,7 @@ def headline_measures(
     parts: list[tuple[str, Scores, list[Measure]]] = [
         (task, class_predictions(arrays, task), measures_for(task))
         for task in tasks
-        if (arrays[f"{task}_true"] >= 0).any()
+        if len(classes_of(task, arrays)) > 1
     ]
     if unseen and "identity" in tasks and len(arrays["people"]) <= MAX_COMPARED_PHOTOS:
         scores = pair_scores(arrays, 0)
@@ -217,7 +236,6 @@ def compute_task(task: str, arrays: Arrays) -> dict[str, Any]:
         baselines["constant"] |= exact
     return {
         "n_images": len(predictions.true),
-        "n_classes": len(np.unique(predictions.true)),
         **to_block(results),
         "people_per_class": people_per_class(predictions, TASKS[task].classes),
         "temperature": predictions.temperature,

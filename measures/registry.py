@@ -76,7 +76,7 @@ class Unit:
         return f"{self.format(value)}{f' ({ends})' if ends != '–' else ''}"
 
 
-PERCENT = Unit("\u00a0%", 100, 1, "share")
+PERCENT = Unit("\u00a0%", 100, 1, "fraction")
 YEARS = Unit("\u00a0years", 1, 1, "years")
 BITS = Unit("\u00a0bits", 1, 3, "bits")
 NATS = Unit("\u00a0nats", 1, 3, "nats")

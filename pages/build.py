@@ -252,12 +252,12 @@ def class_tables(metrics_tasks: Mapping[str, Any]) -> list[Table]:
 
 
 def leakage_table(metrics: Mapping[str, Any]) -> Table | None:
-    """Return the shares of photos that are close to training photos; None if unknown."""
+    """Return the fractions of photos that are close to training photos; None if unknown."""
     if not metrics.get("leakage"):
         return None
     return Table(
         "Leakage: evaluated photos that are close to training photos",
-        ["in train", "share of photos"],
+        ["in train", "fraction of photos"],
         wording.leakage_rows(metrics["leakage"]),
     )
 
@@ -274,8 +274,8 @@ def people_tables(results: Results) -> tuple[Table, Table]:
     wrong = [rows[who] for who in order if (shares.loc[who] < 1).any()]
     header = ["person", "photos", *map(name_of, results.tasks)]
     return (
-        Table("People with the most errors: share of photos correct", header, wrong[:N_PEOPLE]),
-        Table("Everybody: share of photos correct", header, list(rows.values())),
+        Table("People with the most errors: fraction of photos correct", header, wrong[:N_PEOPLE]),
+        Table("Everybody: fraction of photos correct", header, list(rows.values())),
     )
 
 

@@ -74,7 +74,7 @@ MOST_CONFUSED = 25
 
 SHARES = ("none", "under half", "half or more", "all")
 
-SHARE_BOUNDS = (1e-9, 0.5, 1.0)  # lowest share of the second, third and fourth
+SHARE_BOUNDS = (1e-9, 0.5, 1.0)  # lowest fraction of the second, third and fourth
 
 
 class Table(NamedTuple):
@@ -166,8 +166,8 @@ def confusion_chart(predictions: pd.DataFrame, task: str, names: Sequence[str]) 
     counts = count_confusions(true, predicted, shown)
     cells = len(shown) <= CELL_CLASSES
     reading = "Rows: true class. Columns: predicted class. " + (
-        "Each cell shows the number of photos and its share of the true class. Correct predictions"
-        " are on the diagonal."
+        "Each cell shows the number of photos and its fraction of the true class. Correct"
+        " predictions are on the diagonal."
         if cells
         else "Dots on the diagonal are correct, crosses are confusions; larger means more photos."
     )
@@ -525,7 +525,7 @@ def ratio_charts(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[C
 
 
 def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Chart:
-    """Return the Tippett plot, with the shares of pairs by verbal equivalent."""
+    """Return the Tippett plot, with the fractions of pairs by verbal equivalent."""
     curves, levels = [], {}
     for name, log_ratios, genuine in ratios:
         found = tippett(log_ratios, genuine, TIPPETT_POINTS)
@@ -546,17 +546,17 @@ def tippett_chart(ratios: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Chart
         f" {PERCENT.format((of_pairs < 0).mean())} with support for different people"
         for name, of_pairs in levels.items()
     ]
-    labels = ("log10 of the likelihood ratio", "share of pairs at or above")
+    labels = ("log10 of the likelihood ratio", "fraction of pairs at or above")
     return Chart(
         "Tippett plot",
         draw_lines(curves, labels=labels, unit=PERCENT, vertical={"LR = 1": 0.0}),
         f"Tippett plot. {'; '.join(ends)}.",
-        "Share of pairs with at least the likelihood ratio on the horizontal axis. Right of the"
+        "Fraction of pairs with at least the likelihood ratio on the horizontal axis. Right of the"
         " dotted line the evidence supports the same person, left of it different people."
         " Misleading evidence: impostor pairs right of the line, genuine pairs left of it. Each"
         " ratio was calibrated on pairs of other people, and bounded to what these pairs support:"
         " there the curves end.",
-        Table("Share of pairs by verbal equivalent", ["likelihood ratio", *levels], rows),
+        Table("Fraction of pairs by verbal equivalent", ["likelihood ratio", *levels], rows),
     )
 
 
@@ -629,7 +629,7 @@ def _group_chart(title: str, groups: Mapping[str, Any], measure: Measure) -> Cha
 
 
 def people_chart(shares: pd.DataFrame) -> Chart:
-    """Return how many people have which share of their photos correct.
+    """Return how many people have which fraction of their photos correct.
 
     Args:
         shares: a row for each person, a column for each task; NaN: unknown.
@@ -647,8 +647,8 @@ def people_chart(shares: pd.DataFrame) -> Chart:
     return Chart(
         "",
         draw_people_bars(counts),
-        "Bar chart of people by the share of their photos predicted correctly. All photos correct:"
-        f" {'; '.join(ends)}.",
+        "Bar chart of people by the fraction of their photos predicted correctly. All photos"
+        f" correct: {'; '.join(ends)}.",
         "Number of people with none, some or all of their photos predicted correctly. Errors on a"
         " few people may have other causes than errors spread over everybody.",
     )

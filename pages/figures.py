@@ -278,7 +278,7 @@ def draw_intervals(rows: Sequence[IntervalRow], label: str, unit: Unit) -> Figur
 def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Draw a confusion matrix.
 
-    Up to `CELL_CLASSES` classes: count and share of the true class in each cell. More: a dot for
+    Up to `CELL_CLASSES` classes: count and fraction of the true class in each cell. More: a dot for
     each class with correct predictions and a cross for each confusion, sized by photos.
 
     Args:
@@ -307,7 +307,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figu
 
 
 def _fill_cells(axes: Axes, counts: np.ndarray) -> None:
-    """Colour the cells by the share of the true class; print count and share where not 0."""
+    """Colour the cells by the fraction of the true class; print count and fraction where not 0."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.grid(visible=False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -371,7 +371,7 @@ def draw_expected_ages(ages: np.ndarray, expected: np.ndarray, people: np.ndarra
 
 
 def draw_people_bars(counts: pd.DataFrame) -> Figure:
-    """Draw how many people (values) have which share of photos correct (rows), for each task."""
+    """Draw how many people (values) have which fraction of photos correct (rows), for each task."""
     figure, axes = new_figure(3.5)
     places, width = np.arange(len(counts)), 0.8 / counts.shape[1]
     hatches = ("", "//", "..", "xx")
@@ -387,7 +387,7 @@ def draw_people_bars(counts: pd.DataFrame) -> Figure:
         )
         axes.bar_label(bars, fontsize=8)
     axes.set_xticks(places, [str(name) for name in counts.index])
-    axes.set(xlabel="share of the person's photos that are correct", ylabel="people")
+    axes.set(xlabel="fraction of the person's photos that are correct", ylabel="people")
     add_legend(figure)
     return figure
 

@@ -291,9 +291,21 @@ def temperature_warning(metrics_tasks: Mapping[str, Any]) -> str:
     )
 
 
+def single_class_warning(metrics_tasks: Mapping[str, Any]) -> str:
+    """Return which tasks have no result because one class occurs; empty if none has."""
+    blocks = {task: block for task, block in metrics_tasks.items() if block}
+    left_out = [task for task, block in blocks.items() if block.get("n_classes") == 1]
+    return (
+        f"No result for {' and '.join(map(name_of, left_out))}: all photos are of one class."
+        if left_out
+        else ""
+    )
+
+
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """Return the warnings that a reader needs before any number."""
     n_people, cross = metrics.get("n_people", FEW_PEOPLE), metrics.get("cross_hand") or {}
+    single_class = single_class_warning(metrics["tasks"])
     temperature = temperature_warning(metrics["tasks"])
     conditions = {
         "Permuted labels: the labels were permuted between people before training. Scores above"
@@ -309,6 +321,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         " error, log loss, Brier score, reliability diagram) are optimistic.": metrics.get(
             "calibrated_on_reported_split"
         ),
+        single_class: single_class,
         temperature: temperature,
         "The split file has changed since training, so some of these photos may have been used for"
         " training.": metrics.get("split_as_at_training") is False,

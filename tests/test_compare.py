@@ -501,6 +501,24 @@ def test_the_tables_average_folds_and_seeds_and_name_what_is_missing(tmp_path: P
     assert "Differences with 1 seed of each backbone are between these two trained models" in text
 
 
+def test_an_average_over_different_draws_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = [Cell("dorsal_dr", "stratified", "net", None, seed) for seed in (1, 2)]
+    runs = [made_up_run(tmp_path, cell) for cell in cells]
+    compare.average_rows(runs, tmp_path)
+    assert not caplog.text
+    path = runs[1].folder / "predictions.npz"
+    with np.load(path) as stored:
+        arrays = {**stored, "frame_number": stored["frame_number"] + 1}
+    np.savez(path, **arrays)
+    for _ in range(2):
+        again = [replace(found) for found in runs]
+        compare.average_rows(again, tmp_path)
+    message = "net, dorsal_dr, stratified: the average is over different draws of the split"
+    assert caplog.text.count(message) == 1
+
+
 def test_rows_of_the_table_can_be_compared_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

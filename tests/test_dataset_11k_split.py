@@ -594,7 +594,7 @@ def test_the_leakage_table_agrees_with_brute_force(
     if rows["id"].nunique() < 3:
         return
     splits = draw_splits(by_aspect, protocol, n_folds=3, seed=seed)
-    table = leakage_table(splits, {}).groupby(["aspect", "fold", "side"])
+    table = leakage_table(splits, {}).groupby(["aspect", "fold", "split"])
     for (aspect, fold), parts in sides_of(splits).items():
         for side, photos in parts.items():
             line = table.get_group((aspect, fold, side)).iloc[0]
@@ -706,7 +706,7 @@ def test_the_published_split_leaks_as_measured(real_full_info: Path, tmp_path: P
     root = layout(tmp_path / "11k", real_full_info.read_bytes().decode())
     assert main(["--input", str(root)]) == 0
     table = pd.read_csv(root / "trainval" / "leakage.csv")
-    val = table[table["side"] == "val"].set_index("aspect")
+    val = table[table["split"] == "val"].set_index("aspect")
     assert val["within_1"].between(0.69, 0.745).all()
     assert val["within_2"].between(0.885, 0.915).all()
     assert (val["person_in_train"] > 0.99).all()
@@ -1020,7 +1020,7 @@ def test_identical_photos_in_two_splits_are_named(
     assert main(flags) == 0
     warned = f"1 pairs of identical photos are in two splits (first: {train}, {test})"
     assert warned in capsys.readouterr().err
-    table = pd.read_csv(files.leakage).set_index("side")["identical_in_train"]
+    table = pd.read_csv(files.leakage).set_index("split")["identical_in_train"]
     assert table["test"] == pytest.approx(1 / len(read_samples(files.split("test"))))
     assert table["val"] == 0
 
@@ -1156,7 +1156,7 @@ def test_lists_decide_who_is_in_train_and_test(
             data = read_data(attributes, "lists", fold)  # checks the splits
             assert sorted(data.label_space.names["identity"]) == sorted(by_person(train))
     table = pd.read_csv(hands_root / "trainval" / "lists" / "leakage.csv")
-    assert set(table[table["side"] == "test"]["person_in_train"]) == {0}
+    assert set(table[table["split"] == "test"]["person_in_train"]) == {0}
     first = written(hands_root)
     assert main([*flags, "--seed", "42"]) == 0
     assert written(hands_root) == first

@@ -173,6 +173,26 @@ def test_other_people_are_refused(
     assert not results_of(tiny_checkpoint).exists()
 
 
+def test_a_task_of_one_class_in_the_evaluated_photos_is_no_result(
+    tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = split_root / "trainval" / "dorsal_dr" / "val.csv"
+    table = pd.read_csv(path, dtype=str)
+    table[table["gender"] == "female"].to_csv(path, index=False)
+    assert evaluate(tiny_checkpoint, split_root) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("gender: all photos are of one class") == 1
+    assert "gender: balanced accuracy" not in printed
+    folder = results_of(tiny_checkpoint)
+    block = json.loads((folder / "metrics.json").read_text())["tasks"]["gender"]
+    assert (block["n_images"], block["n_classes"]) == (0, 1)
+    assert block["accuracy"] is block["balanced_accuracy"] is block["roc_auc"] is None
+    page = (folder / "report.html").read_text()
+    assert "No result for gender: all photos are of one class." in page
+    assert "gender: balanced accuracy" not in page
+    assert not (folder / "confusion_gender.png").exists()
+
+
 def test_a_changed_split_is_said_and_recorded(
     tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,12 +207,17 @@ def test_a_changed_split_is_said_and_recorded(
 def test_a_photo_that_cannot_be_decoded_leaves_no_results(
     tiny_checkpoint: Path, split_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = read_samples(split_root / "trainval" / "dorsal_dr" / "val.csv")["name"][2]
-    (split_root / "Hands" / name).write_bytes(b"no picture")
+    """All such photos are named, with CSV and line, also those of other splits."""
+    places = []
+    for split, row in (("val", 2), ("val", 5), ("train", 0)):
+        path = split_root / "trainval" / "dorsal_dr" / f"{split}.csv"
+        name = read_samples(path)["name"][row]
+        (split_root / "Hands" / name).write_bytes(b"no picture")
+        places.append((name, f"({path} line {row + 2})"))
     assert evaluate(tiny_checkpoint, split_root) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert name in error
+    assert all(name in error and place in error for name, place in places)
     assert not results_of(tiny_checkpoint).exists()
 
 

@@ -903,21 +903,52 @@ def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_corrupt_photo_stops_the_run_by_path(
-    num_workers: int, split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"cache": False},
+        {"cache": False, "num_workers": 2},
+        {"cache": True},
+        {"recipe": "frozen", "neck": 8, "cache": True},
+    ],
+)
+def test_corrupt_photos_stop_the_run_and_all_are_named(
+    values: dict[str, Any], split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo = split_root / "Hands" / read_samples(split_csv(split_root, "train"))["name"][4]
-    whole = photo.read_bytes()
-    photo.write_bytes(whole[: len(whole) // 2])
+    whole, places = {}, []
+    for split, row in (("train", 4), ("train", 7), ("val", 0)):
+        path = split_csv(split_root, split)
+        photo = split_root / "Hands" / read_samples(path)["name"][row]
+        whole[photo] = photo.read_bytes()
+        photo.write_bytes(whole[photo][: len(whole[photo]) // 2])
+        places.append(f"({path} line {row + 2})")
     run_dir = tmp_path / "run"
-    values = {"N_epochs": 1, "num_workers": num_workers, "cache": False}
-    assert run(split_root, run_dir, **values) == 1
-    assert str(photo) in error_line(capsys)
+    assert run(split_root, run_dir, N_epochs=1, **values) == 1
+    line = error_line(capsys)
+    assert all(str(photo) in line for photo in whole)
+    assert all(place in line for place in places)
     assert not checkpoints(run_dir)
     assert read_epochs(run_dir) == []
-    photo.write_bytes(whole)
+    for photo, content in whole.items():
+        photo.write_bytes(content)
     assert resume(run_dir) == 0
+
+
+def test_a_task_of_one_class_is_left_out(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its score could not be wrong."""
+
+    def only_women(cells: list[str], number: int) -> None:
+        cells[2] = "female" if number else "gender"
+
+    for path in csv_files(split_root):
+        edit_csv(path, only_women)
+    assert run(split_root, tmp_path / "run", N_epochs=1) == 0
+    printed = capsys.readouterr()
+    assert "train.csv has labels of one class of gender: the task is left out" in printed.err
+    assert "gender" not in printed.out
+    assert resume(tmp_path / "run", N_epochs=2) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -991,7 +1022,7 @@ def test_a_stored_precision_that_the_machine_lacks_is_resolved_again(
         stored["config"]["device"] = "cuda"
     torch.save(state, path)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    warning = "cpu does not support the precision of the training (fp16) natively"
+    warning = "the precision of the training, fp16, is not native to this cpu: --amp "
     load_predictor(state, device="cpu", amp=None, batch_size=None)
     with pytest.raises(UserError, match="--amp fp16 needs CUDA"):
         load_predictor(state, device="cpu", amp="fp16", batch_size=None)

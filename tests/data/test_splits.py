@@ -126,9 +126,9 @@ def test_a_known_label_is_permuted_before_an_unknown_one() -> None:
 @pytest.mark.parametrize(
     ("people", "expected"),
     [
-        (["a"], "1 of 1 val people are in train: the scores apply to people in train only"),
-        (["x"], "0 of 1 val people are in train: all are unseen"),
-        (["a", "x"], "1 of 2 val people are in train: the others are unseen"),
+        (["a"], "1 of 1 val people are in train: the scores say nothing about unseen"),
+        (["x"], "0 of 1 val people are in train: identity is measured by comparing"),
+        (["a", "x"], "1 of 2 val people are in train: every prediction of the identity"),
     ],
 )
 def test_overlap(people: list[str], expected: str) -> None:
