@@ -554,8 +554,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     number of workers, world size and --resume change neither. Call `set_epoch` before each epoch.
 
     In training every rank gets an equal part of each batch, and all ranks make the same number of
-    steps; in evaluation every rank gets each `world_size`-th batch. A last training batch of one
-    photo, too few for batch norm, is joined to the one before.
+    steps; in evaluation every rank gets each `world_size`-th batch. A last training batch of fewer
+    than two photos per rank, too few for batch norm, is joined to the one before.
 
     Another sampler is a subclass with its own `order` and a row of `SAMPLERS`.
 
@@ -599,7 +599,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     def slices(self) -> list[slice]:
         """Return the places of each batch of all ranks in the epoch's order."""
         starts = list(range(0, self.n_samples, self.batch_size))
-        if self.train and self.n_samples > self.batch_size > 1 == self.n_samples % self.batch_size:
+        n_left = self.n_samples % self.batch_size
+        if self.train and 0 < n_left < 2 * self.world_size and len(starts) > 1 < self.batch_size:
             starts.pop()
         return [slice(*ends) for ends in itertools.pairwise([*starts, self.n_samples])]
 

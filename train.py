@@ -154,7 +154,7 @@ class TrainConfig:
         False, "baseline: permute gender and age between people, so that no hand shows them"
     )
     tasks: tuple[str, ...] = flag(
-        (), "what to train (default: every task that has labels)", choices=tuple(TASKS), nargs="+"
+        (), "what to train (default: every task with two classes)", choices=tuple(TASKS), nargs="+"
     )
     backbone: str = flag("swin_t", f"{', '.join(BACKBONES)} or any timm model")
     pretrained: bool = flag(True, "start from timm's ImageNet weights")

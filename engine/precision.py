@@ -100,8 +100,8 @@ def compile_backbone(
         cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # a killed process may have damaged it
         advice = f"; or delete {cache} and try again" if cache else ""
         raise UserError(
-            f"the model cannot be compiled here ({type(error).__name__}: {reason}). Leave --compile"
-            f" out{advice}"
+            f"the model cannot be compiled here ({type(error).__name__}: {reason}). Give"
+            f" --no-compile{advice}"
         ) from error
     finally:
         model.load_state_dict(before)

@@ -716,26 +716,34 @@ def test_the_order_does_not_follow_the_global_generators() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("n_samples", [48, 49, 50, 53])  # photos of the last batch: 6, 1, 2, 5
+@pytest.mark.parametrize("n_samples", [48, 49, 50, 53])  # left over after batches of 6: 0, 1, 2, 5
 def test_ranks_share_each_batch_of_training(n_samples: int, world_size: int) -> None:
-    whole = batches(n_samples)
+    """Each part has the two photos that batch norm needs."""
+    order = [key for batch in batches(n_samples) for key in batch]
     options: list[Any] = [{"rank": r, "world_size": world_size} for r in range(world_size)]
     parts = [batches(n_samples, **option) for option in options]
     shares = [
         BatchSampler(range(n_samples), batch_size=6, train=True, **option).shares()
         for option in options
     ]
-    for batch, parts_of, shares_of in zip(
-        whole, zip(*parts, strict=True), zip(*shares, strict=True), strict=True
+    for parts_of, shares_of in zip(
+        zip(*parts, strict=True), zip(*shares, strict=True), strict=True
     ):
-        counts = [n_here for n_here, _ in shares_of]
-        assert {n_all for _, n_all in shares_of} == {sum(counts)} == {len(batch)}
-        assert max(counts) - min(counts) <= (len(batch) != 6)  # equal, but for the last batch
-        counted = [key for part, n in zip(parts_of, counts, strict=True) for key in part[:n]]
-        assert sorted(counted) == sorted(batch)
-        # a rank without a share gets a photo all the same, to make as many steps
-        assert [len(part) for part in parts_of] == [max(n, 1) for n in counts]
-        assert all(set(part) <= set(batch) for part in parts_of)
+        counts = [len(part) for part in parts_of]
+        assert counts == [n_here for n_here, _ in shares_of]
+        assert {n_all for _, n_all in shares_of} == {sum(counts)}
+        assert max(counts) - min(counts) <= (sum(counts) != 6)  # equal, but for the last batch
+        assert min(counts) >= 2
+        batch, order = order[: sum(counts)], order[sum(counts) :]
+        assert sorted(key for part in parts_of for key in part) == sorted(batch)
+    assert not order
+
+
+def test_a_rank_without_a_photo_gets_one_that_does_not_count() -> None:
+    """All ranks make the same number of steps."""
+    sampler = BatchSampler(range(1), batch_size=6, train=True, rank=1, world_size=2)
+    assert [len(batch) for batch in sampler] == [1]
+    assert sampler.shares() == [(0, 1)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 10])  # of 9 batches: the tenth rank gets none

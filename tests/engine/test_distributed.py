@@ -88,6 +88,15 @@ def test_two_ranks_learn_what_one_process_learns_and_resume(
     assert "--run_dir is in use" in run(command(split_root, alone, 1)).stderr
 
 
+def test_a_left_over_photo_per_rank_joins_the_batch_before(
+    split_root: Path, tmp_path: Path
+) -> None:
+    """Batch norm over a 1x1 map cannot train on one photo: of 12 photos, 10 are in a batch."""
+    flags = ("--backbone", "resnet10t", "--batch_size", "10", "--N_epochs", "1")
+    done = run(command(split_root, tmp_path / "run", 2, *flags))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_batch_that_cannot_be_divided(split_root: Path, tmp_path: Path) -> None:
     done = run(command(split_root, tmp_path / "run", 2, "--batch_size", "7"))
     assert "error: --batch_size 7 cannot be divided by 2 ranks" in done.stderr

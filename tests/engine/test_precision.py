@@ -93,7 +93,7 @@ def test_failed_compiling_names_the_folder_that_may_be_damaged(
     with pytest.raises(UserError, match="RuntimeError: file too short") as caught:
         compile_backbone(model, CPU, "off", (2, 3, 32, 32))
     advice = f"; or delete {folder} and try again" if folder else ""
-    assert str(caught.value).endswith(f"Leave --compile out{advice}")
+    assert str(caught.value).endswith(f"Give --no-compile{advice}")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
