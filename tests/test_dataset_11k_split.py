@@ -28,6 +28,7 @@ from dataset_11k_split import (
     samples_by_aspect,
 )
 from dataset_11k_synthetic import SyntheticConfig, hand_info_text
+from utils import UserError
 
 ASPECTS = {
     "dorsal_dr": "dorsal right",
@@ -963,7 +964,7 @@ def test_labels_of_people_csv(own_root: Path, capsys: pytest.CaptureFixture[str]
     assert labels["gender"].tolist() == ["female", "", ""]
     assert labels["age"].fillna(0).tolist() == [30, 20, 0]
     assert labels["job"].tolist() == ["cook", "", ""]
-    assert data.label_space.tasks == ("identity", "gender", "age")
+    assert data.label_space.tasks == ("identity", "age")  # all known genders are female
     split = own_root / "trainval" / "stratified" / "photos" / "fold_0" / "train.csv"
     lines = split.read_text().splitlines()
     assert lines[0] == "image_path,id,gender,age,job"
@@ -1003,7 +1004,11 @@ def test_every_protocol_of_an_attributes_file(own_root: Path, protocol: str) -> 
         if protocol == "half":
             assert set(parts["train"]["id"]) == set(parts["val"]["id"]) == {"anna", "ben"}
             assert not files.distractors.exists()
-        assert read_data(path, protocol, fold).label_space.tasks == ("identity",)
+        if protocol == "subject-disjoint":
+            with pytest.raises(UserError, match=r"^one person only: .*train\.csv\. Add people"):
+                read_data(path, protocol, fold)
+        else:
+            assert read_data(path, protocol, fold).label_space.tasks == ("identity",)
 
 
 def test_identical_photos_in_two_splits_are_named(
