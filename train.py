@@ -126,10 +126,13 @@ FITS: dict[str, Callable[[int, int], bool]] = {
 # has no labels of the task's classes.
 STRENGTHS = (1.0, 0.1, 0.01, 0.001, 10.0)
 
+FROZEN = {"fit": "first", "multi_level": True, "neck": 512, "freeze": True, "N_epochs": 1}
+
 # Recipe -> values of flags; any flag that is given besides overrides them.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
-    "frozen": {"fit": "first", "multi_level": True, "neck": 512, "freeze": True, "N_epochs": 1},
+    "frozen": FROZEN,
+    "strong": {**FROZEN, "image_size": 320},  # docs/results.md: what else was tried
 }
 
 
