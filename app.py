@@ -194,6 +194,7 @@ def load_gradio(folder: str) -> Any:
         UserError: it is missing.
     """
     os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+    os.environ["no_proxy"] = "127.0.0.1"  # gradio asks its own page whether it is up
     try:
         import gradio
     except ImportError as error:

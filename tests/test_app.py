@@ -38,7 +38,9 @@ def words(html: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
-def test_a_hand_is_predicted_enrolled_found_and_compared(desk: Desk, photos: list[str]) -> None:
+def test_a_hand_is_predicted_enrolled_found_and_compared(
+    desk: Desk, photos: list[str], tmp_path: Path
+) -> None:
     prediction = desk.predictor.predict_hand(photos[:2])
     text = words(html := render(desk.predict, photos[:2]))
     for task, name in prediction.classes.items():
@@ -46,16 +48,16 @@ def test_a_hand_is_predicted_enrolled_found_and_compared(desk: Desk, photos: lis
     assert f"expected age {prediction.expected_age:.1f} years" in text
     assert html.count("data:image/jpeg") == 2 * len(prediction.classes)
     assert "nobody is enrolled" in render(desk.search, photos[:1])
-    assert "Photos of Ada enrolled: 2" in render(desk.enroll, photos[:2], " Ada ")
+    copies = [shutil.copy(photo, tmp_path) for photo in photos[:2]]
+    assert "Photos of Ada enrolled: 2" in render(desk.enroll, copies, " Ada ")
     assert "Photos of Ada enrolled: 0" in render(desk.enroll, photos[:2], "Ada")
     assert "already enrolled as Ada, not Eve" in words(render(desk.enroll, photos[:1], "Eve"))
     html = render(desk.search, photos[:1])
     assert "1 Ada 1.0000" in words(html)
     assert html.count("<img") == 1
-    for photo in photos[:2]:
-        shutil.move(photo, f"{photo}.jpg")
-    photos = [f"{photos[0]}.jpg", f"{photos[1]}.jpg", photos[2]]
-    html = render(desk.search, photos[:1])  # the enrolled photo is gone, as those of the page
+    for copy in copies:
+        Path(copy).unlink()
+    html = render(desk.search, photos[:1])  # as uploaded photos are deleted
     assert "1 Ada 1.0000" in words(html)
     assert "<img" not in html
     text = words(render(desk.compare, photos[:1], photos[1:]))
@@ -89,7 +91,7 @@ def test_a_missing_package_and_a_foreign_file_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -113,7 +115,8 @@ def address(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[str]:
     temporary.mkdir()
     flags = ["--checkpoint", str(tiny_checkpoint), "--gallery", str(tmp_path / "hands.sqlite")]
     command = [sys.executable, "app.py", *flags, "--port", str(port)]
-    environment = os.environ | {"TMPDIR": str(temporary)}
+    proxy = "http://127.0.0.1:9"  # nothing answers there
+    environment = os.environ | {"TMPDIR": str(temporary), "no_proxy": "", "http_proxy": proxy}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
