@@ -469,14 +469,13 @@ def read_probes(config: GalleryConfig, session: Session) -> tuple[list[Probe], l
     return found, failures
 
 
-def run_search(config: GalleryConfig) -> int:
-    """Rank the enrolled people by similarity to each hand."""
-    session = open_session(config)
-    gallery, threshold = session.gallery, session.predictor.threshold
-    probes, failures = read_probes(config, session)
-    report_failures(failures)
-    if not probes:
-        return 1
+def search_hands(session: Session, probes: Sequence[Probe]) -> Iterator[dict[str, Any]]:
+    """Yield what `search` prints of each hand: the enrolled people by similarity.
+
+    Each search is recorded in the audit trail.
+    """
+    config, gallery = session.config, session.gallery
+    threshold = session.predictor.threshold
     vectors = np.stack([fuse(probe.embeddings) for probe in probes])
     n_photos = gallery.n_photos()
     if not n_photos:
@@ -484,7 +483,6 @@ def run_search(config: GalleryConfig) -> int:
     names = gallery.people()
     bar = tqdm(total=n_photos, desc="search", leave=False, disable=None, unit="photo")
     best = search(counted(gallery.chunks(), bar), vectors, max(names) + 1)
-    records = []
     for probe, vector, scores in zip(probes, vectors, best, strict=True):
         candidates: list[dict[str, Any]] = []
         for person in np.argsort(-scores, kind="stable")[: config.top_k].tolist():
@@ -500,19 +498,29 @@ def run_search(config: GalleryConfig) -> int:
         details = {"candidate": top, "similarity": float(scores[top])}
         with gallery.change():
             gallery.record("search", photos=probe.hashes, **details)
-        unknown = None if threshold is None else bool(scores[top] <= threshold)
-        record: dict[str, Any] = {
+        yield {
             "hand": probe.name,
             "photos": list(map(str, probe.paths)),
-            "unknown": unknown,
+            "unknown": None if threshold is None else bool(scores[top] <= threshold),
             "threshold": threshold,
             "fpir": config.fpir,
             "people": len(names),
             "candidates": candidates,
             "warnings": probe.warnings,
         }
+
+
+def run_search(config: GalleryConfig) -> int:
+    """Rank the enrolled people by similarity to each hand."""
+    session = open_session(config)
+    probes, failures = read_probes(config, session)
+    report_failures(failures)
+    if not probes:
+        return 1
+    records = []
+    for record in search_hands(session, probes):
+        print_json(record)
         records.append(record)
-        print_json(records[-1])
     if config.html:
         sections = list(map(search_section, records, probes))
         write_sheet(session, "Search in a gallery", sections)
@@ -553,36 +561,45 @@ def find_calibration(checkpoint: Path) -> Results | None:
     return None
 
 
-def run_verify(config: GalleryConfig) -> int:
-    """Compare two hands: similarity, likelihood ratio and words."""
-    session = open_session(config)
-    sides = [find_side(session, text) for text in config.inputs]
+def compare(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
+    """Return what `verify` prints of two hands.
+
+    Raises:
+        UserError: the same photo is on both sides.
+    """
     first, second = sides
     if set(first.hashes) & set(second.hashes):
         raise UserError(f"the same photo on both sides: {first.name}, {second.name}. Remove it")
     similarity = cosine_similarity(
         *(fuse(side.embeddings).astype(np.float64)[None] for side in sides)
     ).item()
-    record = {
+    return {
         "first": {"name": first.name, "photos": list(map(str, first.paths))},
         "second": {"name": second.name, "photos": list(map(str, second.paths))},
         "similarity": similarity,
-        **likelihood_ratio(session, sides),
+        **likelihood_ratio(checkpoint, sides),
         "warnings": [*first.warnings, *second.warnings],
     }
+
+
+def run_verify(config: GalleryConfig) -> int:
+    """Compare two hands: similarity, likelihood ratio and words."""
+    session = open_session(config)
+    sides = [find_side(session, text) for text in config.inputs]
+    record = compare(session.checkpoint, sides)
     ends = [side.hashes if side.person is None else side.person for side in sides]
     with session.gallery.change():
-        session.gallery.record("verify", sides=ends, similarity=similarity)
+        session.gallery.record("verify", sides=ends, similarity=record["similarity"])
     print_json(record)
     if config.html:
         write_sheet(session, "Comparison of two hands", [verify_section(record, sides)])
     return 0
 
 
-def likelihood_ratio(session: Session, sides: Sequence[Probe]) -> dict[str, Any]:
+def likelihood_ratio(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
     """Return what `verify` prints of the likelihood ratio; null values and why there is none."""
     found = dict.fromkeys(("log10_likelihood_ratio", "likelihood_ratio", "bounds", "support"))
-    results = find_calibration(session.checkpoint)
+    results = find_calibration(checkpoint)
     if results is None:
         why = (
             "no likelihood ratio: test.py has not evaluated this checkpoint on unseen people. Train"
@@ -691,14 +708,18 @@ def verify_section(record: Any, sides: Sequence[Probe]) -> dict[str, Any]:
     }
 
 
+def read_photos(paths: Sequence[Path]) -> list[Photo]:
+    """Return the photos to show; those that were deleted since their enrolment are left out."""
+    found = [path for path in paths if path.exists()]
+    return [Photo(str(path), open_photo(path, decode_size=PHOTO_SIZE), []) for path in found]
+
+
 def write_sheet(session: Session, title: str, results: Sequence[dict[str, Any]]) -> None:
     """Write the result sheet, with photos only if asked."""
     config, gallery = session.config, session.gallery
     assert config.html is not None
     for result in results:
-        shown = result["photos"] if config.show_photos else []
-        pictures = [(str(path), open_photo(path, decode_size=PHOTO_SIZE)) for path in shown]
-        result["photos"] = [Photo(name, picture, []) for name, picture in pictures]
+        result["photos"] = read_photos(result["photos"]) if config.show_photos else []
     facts = [
         ["time (UTC)", datetime.now(UTC).isoformat(timespec="seconds")],
         ["gallery", str(gallery.path.resolve())],

@@ -78,6 +78,7 @@ ANNOTATED_WIDTH = 640  # pixels
 AGE_COVERAGE = 0.9  # probability of the age groups in the interval
 ATYPICAL = 0.01  # typicality below which a photo is warned of
 DEFAULT_FPIR = 0.1
+MAP_NUMBERS = ("outside_hand", "randomised_correlation")  # fields of an `Explanation`
 
 
 @dataclass(frozen=True)
@@ -615,6 +616,12 @@ def write_annotated(photo: Photo, prediction: Prediction, path: Path) -> None:
         sheet.save(temporary)
 
 
+def describe_map(found: Explanation) -> list[str]:
+    """Return the numbers of a map that are known, with their names."""
+    values = ((name.replace("_", " "), getattr(found, name)) for name in MAP_NUMBERS)
+    return [f"{name} {value:.2f}" for name, value in values if np.isfinite(value)]
+
+
 def write_explanations(
     explanations: Mapping[str, Explanation], classes: Mapping[str, str], path: Path
 ) -> list[dict[str, Any]]:
@@ -635,12 +642,9 @@ def write_explanations(
         axes.set_title(
             title if len(title) < 34 else f"{title[:30]}...", fontsize=10, parse_math=False
         )
-        numbers = {
-            "outside_hand": found.outside_hand,
-            "randomised_correlation": found.randomised_correlation,
-        }
-        texts = [f"{n.replace('_', ' ')} {v:.2f}" for n, v in numbers.items() if np.isfinite(v)]
-        axes.text(0.5, -0.04, "\n".join(texts), ha="center", va="top", transform=axes.transAxes)
+        text = "\n".join(describe_map(found))
+        axes.text(0.5, -0.04, text, ha="center", va="top", transform=axes.transAxes)
+        numbers = {name: getattr(found, name) for name in MAP_NUMBERS}
         rows.append({"task": task, "class": classes[task], **numbers})
     figure.text(0.5, 0.02, "What influenced each prediction, not its reasons.", ha="center")
     with atomic_write(path.with_suffix(".png")) as temporary:

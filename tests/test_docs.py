@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app import AppConfig
 from dataset_11k_synthetic import SyntheticConfig
 from export import ExportConfig
 from gallery import GalleryConfig
@@ -42,7 +43,7 @@ def test_links_lead_to_files_and_titles(page: Path) -> None:
     [
         *(("training", TrainConfig), ("evaluation", EvalConfig), ("data", SyntheticConfig)),
         *(("prediction", PredictConfig), ("export", ExportConfig)),
-        ("gallery", GalleryConfig),
+        *(("gallery", GalleryConfig), ("prediction", AppConfig)),
     ],
 )
 def test_every_flag_is_described(page: str, config: type) -> None:

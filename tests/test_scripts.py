@@ -8,6 +8,7 @@ import pytest
 
 # Script -> flags with a value out of range, and part of the message.
 WRONG_FLAGS = {
+    "app": ("", "--checkpoint or --gallery"),
     "benchmark": ("--rounds 0", "--rounds"),
     "compare": ("--backbones swin_t --lr -1", "--lr"),
     "dataset_11k_analyze": ("--input", "expected one argument"),
