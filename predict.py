@@ -655,7 +655,8 @@ def write_explanations(
         )
         text = "\n".join(describe_map(found))
         axes.text(0.5, -0.04, text, ha="center", va="top", transform=axes.transAxes)
-    figure.text(0.5, 0.02, "What influenced the result, not its reasons.", ha="center")
+    note = "What influenced the result through the last feature map, not its reasons."
+    figure.text(0.5, 0.02, note, ha="center")
     with atomic_write(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary)
     write_arrays(path.with_suffix(".npz"), {name: e.map for name, e in explanations.items()})
