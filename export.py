@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint import load_checkpoint
 from engine.features import digest_of
-from engine.loop import Predictor, load_predictor
+from engine.loop import Predictor, build_predictor
 from model import find_backbone, pretrained_config
 from utils import (
     REQUIRED,
@@ -185,7 +185,7 @@ def export(checkpoint: Path, output: Path) -> float:
     if write is write_onnx:
         load_onnx_packages()
     state = load_checkpoint(checkpoint)
-    predictor = load_predictor(state, device="cpu", amp="off", batch_size=None)
+    predictor = build_predictor(state, device="cpu", amp="off", batch_size=None)
     size = predictor.reader.image_size
     model = PhotoModel(predictor).to(memory_format=torch.contiguous_format).eval()
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)

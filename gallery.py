@@ -17,11 +17,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
+import math
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,61 +30,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data.gallery_file import ROWS_PER_CHUNK, Entry, Gallery, search
 from data.tables import Rule, check_cells, read_csv
 from dataset_11k import open_photo
-from engine import loop
+from engine.explain import Explainer, load_grad_cam
 from measures.comparison import fuse, support_of
 from measures.pairs import cosine_similarity
 from pages.build import NO_PHOTOS, PHOTO_SIZE, Photo, Results, read_results, write_page
 from pages.charts import Table
 from pages.wording import CASEWORK
 from predict import (
-    DEFAULT_FPIR,
+    MAP_NUMBERS,
     Hand,
     HandPredictor,
+    LoadingConfig,
     find_photos,
-    load_predictor,
     read_hands,
     report_failures,
     search_folder,
+    write_explanations,
+    write_table,
 )
-from utils import (
-    AMP_MODES,
-    DEVICES,
-    UserError,
-    build_config,
-    build_parser,
-    flag,
-    one_line_errors,
-    setup_logging,
-    usable_cpus,
-)
-
-N_INPUTS = {"enroll": (1, None), "search": (1, None), "verify": (2, 2), "list": (0, 0)}
-N_INPUTS |= {"remove": (1, None)}  # command -> least and largest number of inputs
-
-APPLICATION_ID = 0x49474145  # marks the SQLite files that are galleries
-
-# Names stand in `person` alone, so that the audit trail outlives a removal; ids are not reused.
-SCHEMA = (
-    "CREATE TABLE model (fingerprint TEXT NOT NULL, checkpoint BLOB NOT NULL)",
-    "CREATE TABLE person (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE)",
-    "CREATE TABLE photo (id INTEGER PRIMARY KEY, person INTEGER NOT NULL REFERENCES person,"
-    " path BLOB NOT NULL, sha256 TEXT NOT NULL UNIQUE, embedding BLOB NOT NULL)",
-    "CREATE INDEX photo_person ON photo (person)",
-    "CREATE INDEX photo_path ON photo (path)",
-    "CREATE TABLE audit (id INTEGER PRIMARY KEY, time TEXT NOT NULL, action TEXT NOT NULL,"
-    " details TEXT NOT NULL)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-)
-
-PAGE_SIZE = 65536  # bytes; embeddings beyond a page would be read in pieces
-ROWS_PER_CHUNK = 256  # about 1 MB; larger chunks are slower, as they leave the processor's cache
-BUSY_SECONDS = 60  # to wait for another process that writes
+from utils import UserError, build_config, build_parser, flag, one_line_errors, setup_logging
 
 
 @dataclass(frozen=True)
-class GalleryConfig:
+class GalleryConfig(LoadingConfig):
     """Flags of gallery.py."""
 
     command: str
@@ -92,219 +63,22 @@ class GalleryConfig:
     inputs: tuple[str, ...]
     checkpoint: Path | None = flag(None, "checkpoint (default: that of the first enrolment)")
     top_k: int = flag(5, "search: people to print, the most similar first")
-    fpir: float = flag(
-        DEFAULT_FPIR, "search: false-positive identification rate at which a person is unknown"
-    )
     html: Path | None = flag(None, "search, verify: result sheet to print")
     show_photos: bool = flag(False, "embed the photos (biometric data) in the result sheet")
+    explain: Path | None = flag(
+        None, "verify: folder for maps of what influences the similarity", metavar="DIR"
+    )
     audit: bool = flag(False, "list: what was done with the gallery, instead of its people")
-    attributes_file: Path | None = flag(None, "CSV of the training, if it has moved")
-    batch_size: int | None = flag(None, f"photos per forward pass ({loop.BATCH_SIZE_HELP})")
-    num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
-    device: str = flag("auto", "auto: cuda, then mps, then cpu", choices=DEVICES)
-    amp: str | None = flag(None, "mixed precision (default: as in training)", choices=AMP_MODES)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        least, most = N_INPUTS[self.command]
-        if not least <= len(self.inputs) <= (most or len(self.inputs)) or (
-            most == 0 and self.inputs
-        ):
+        super().__post_init__()
+        least, most = {"list": (0, 0), "verify": (2, 2)}.get(self.command, (1, math.inf))
+        if not least <= len(self.inputs) <= most:
             wanted = least if least == most else f"at least {least}"
             raise ValueError(f"{self.command} takes {wanted} inputs, not {len(self.inputs)}")
         if self.top_k < 1:
             raise ValueError("--top_k must be above 0")
-        if not 0 < self.fpir < 1:
-            raise ValueError("--fpir must be between 0 and 1")
-        loop.check_loading(self.batch_size, self.num_workers)
-
-
-# ----------------------------------------------------------------------------- the gallery
-
-
-class Chunk(NamedTuple):
-    """Some enrolled photos: (n,) ids of their people, (n, D) float32 embeddings of unit length."""
-
-    people: np.ndarray
-    embeddings: np.ndarray
-
-
-class Entry(NamedTuple):
-    """A photo to enroll; the embedding, (D,), may have any length."""
-
-    path: Path
-    sha256: str
-    embedding: np.ndarray
-
-
-class Gallery:
-    """People, photos and their embeddings in a SQLite file; every change is one transaction."""
-
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        if not create and not path.is_file():
-            raise UserError(f"no such gallery: {path}. Enroll people first: gallery.py enroll")
-        self.path = path
-        self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        self.db.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-        self.db.execute("PRAGMA secure_delete = ON")
-        self.db.execute("PRAGMA foreign_keys = ON")
-        if create and not self._is_gallery():
-            with self.change():
-                if not self.db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    for statement in SCHEMA:
-                        self.db.execute(statement)
-        if not self._is_gallery():
-            raise UserError(f"not a gallery: {path}. Give a file that gallery.py enroll made")
-
-    def _is_gallery(self) -> bool:
-        """Return whether the file has the tables of a gallery."""
-        return bool(self.db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
-
-    @contextmanager
-    def change(self) -> Iterator[None]:
-        """Make the block one transaction, after those of other processes."""
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self.db.execute("ROLLBACK")
-            raise
-        self.db.execute("COMMIT")
-
-    def record(self, action: str, **details: Any) -> None:
-        """Append to the audit trail; people are named by their ids, photos by their hashes."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        row = (now, action, json.dumps(details))
-        self.db.execute("INSERT INTO audit (time, action, details) VALUES (?, ?, ?)", row)
-
-    def model(self) -> tuple[str, Path] | None:
-        """Return fingerprint and checkpoint of the embeddings' model; None: nobody enrolled yet."""
-        row = self.db.execute("SELECT fingerprint, checkpoint FROM model").fetchone()
-        return row and (row[0], Path(os.fsdecode(row[1])))
-
-    def set_model(self, fingerprint: str, checkpoint: Path) -> None:
-        """Store the model of a new gallery.
-
-        Raises:
-            UserError: the gallery's embeddings are of another model.
-        """
-        with self.change():
-            if self.model() is None:
-                row = fingerprint, os.fsencode(checkpoint.resolve())
-                self.db.execute("INSERT INTO model VALUES (?, ?)", row)
-        stored = self.model()
-        if stored and stored[0] != fingerprint:
-            raise UserError(
-                f"{checkpoint} is not the model of the gallery's embeddings: {self.path}. Give"
-                f" --checkpoint {stored[1]}, or enroll into another gallery"
-            )
-
-    def people(self) -> dict[int, str]:
-        """Return the name of each person, by id."""
-        return dict(self.db.execute("SELECT id, name FROM person ORDER BY id"))
-
-    def person(self, name: str) -> int | None:
-        """Return the id of a person; None: not enrolled."""
-        row = self.db.execute("SELECT id FROM person WHERE name = ?", (name,)).fetchone()
-        return row and row[0]
-
-    def photos(self, person: int) -> list[Entry]:
-        """Return the enrolled photos of a person."""
-        rows = self.db.execute(
-            "SELECT path, sha256, embedding FROM photo WHERE person = ? ORDER BY id", (person,)
-        )
-        return [
-            Entry(Path(os.fsdecode(path)), sha256, np.frombuffer(embedding, np.float32))
-            for path, sha256, embedding in rows
-        ]
-
-    def n_photos(self) -> int:
-        """Return the number of enrolled photos."""
-        return int(self.db.execute("SELECT COUNT(*) FROM photo").fetchone()[0])
-
-    def why_not(self, name: str, path: Path, sha256: str) -> str | None:
-        """Return why a photo need not (empty) or cannot be enrolled; None: it can."""
-        row = self.db.execute(
-            "SELECT name FROM photo JOIN person ON person.id = person WHERE sha256 = ?", (sha256,)
-        ).fetchone()
-        if row:
-            return "" if row[0] == name else f"already enrolled as {row[0]}, not {name}: {path}"
-        stored = os.fsencode(path.resolve())
-        if self.db.execute("SELECT 1 FROM photo WHERE path = ?", (stored,)).fetchone():
-            return f"changed since its enrolment: {path}. Remove its person, then enroll again"
-        return None
-
-    def enroll(self, name: str, photos: Sequence[Entry]) -> int:
-        """Add photos of a person in one transaction; return how many were not yet there."""
-        n_new = 0
-        with self.change():
-            for photo in photos:
-                if self.why_not(name, photo.path, photo.sha256) is not None:
-                    continue  # also a copy of another of these photos
-                self.db.execute("INSERT OR IGNORE INTO person (name) VALUES (?)", (name,))
-                path, vector = os.fsencode(photo.path.resolve()), fuse(photo.embedding[None])
-                self.db.execute(
-                    "INSERT INTO photo (person, path, sha256, embedding) VALUES (?, ?, ?, ?)",
-                    (self.person(name), path, photo.sha256, vector.astype(np.float32).tobytes()),
-                )
-                n_new += 1
-            if n_new:
-                self.record("enroll", person=self.person(name), photos=n_new)
-        return n_new
-
-    def remove(self, names: Sequence[str]) -> int:
-        """Remove people; return the number of their photos. Neither is in the file any more.
-
-        Raises:
-            UserError: a person is not enrolled; then nobody is removed.
-        """
-        n_removed = 0
-        with self.change():
-            for name in names:
-                person = self.person(name)
-                if person is None:
-                    raise UserError(f"not enrolled: {name}. See gallery.py list {self.path}")
-                photos = self.photos(person)
-                self.db.execute("DELETE FROM photo WHERE person = ?", (person,))
-                self.db.execute("DELETE FROM person WHERE id = ?", (person,))
-                self.db.executemany(  # searches for an enrolled photo
-                    "UPDATE audit SET details = replace(details, ?, 'removed')",
-                    [(photo.sha256,) for photo in photos],
-                )
-                self.record("remove", person=person, photos=len(photos))
-                n_removed += len(photos)
-        self.db.execute("VACUUM")
-        return n_removed
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield all photos in chunks; the list of them is the gallery in memory."""
-        found = self.db.execute("SELECT person, embedding FROM photo")
-        while rows := found.fetchmany(ROWS_PER_CHUNK):
-            people, embeddings = zip(*rows, strict=True)
-            try:
-                values = np.frombuffer(b"".join(embeddings), np.float32).reshape(len(rows), -1)
-                yield Chunk(np.array(people, dtype=np.int64), values)
-            except (TypeError, ValueError) as error:
-                raise sqlite3.DatabaseError("an embedding is damaged") from error
-
-
-def search(chunks: Iterable[Chunk], probes: np.ndarray, n_ids: int) -> np.ndarray:
-    """Return the cosine similarity of each probe to each person's best photo, (P, n_ids) float32.
-
-    -inf: no person has this id.
-
-    Args:
-        chunks: `Gallery.chunks`, or the list of them.
-        probes: (P, D) float32 of unit length.
-        n_ids: above the largest id of a person.
-    """
-    best = np.full((len(probes), n_ids), -np.inf, dtype=np.float32)
-    for people, embeddings in chunks:
-        if embeddings.shape[1] != probes.shape[1]:
-            raise sqlite3.DatabaseError("an embedding is damaged")
-        for row, similarity in zip(best, (embeddings @ probes.T).T, strict=True):
-            np.maximum.at(row, people, similarity)
-    return best
 
 
 # ----------------------------------------------------------------------------- photos
@@ -392,25 +166,15 @@ class Session(NamedTuple):
 
 def open_session(config: GalleryConfig, *, create: bool = False) -> Session:
     """Return gallery and model; refuse a model that did not make the gallery's embeddings."""
-    if create and config.checkpoint is None and not config.gallery.is_file():
-        raise UserError(f"a new gallery needs the model: {config.gallery}. Give --checkpoint")
-    if config.gallery.is_file():
-        Gallery(config.gallery, create=create)  # a damaged file is reported before the work begins
-    checkpoint = config.checkpoint
+    stored = None
+    if config.gallery.is_file() or not create:  # a damaged file is reported before the work begins
+        stored = Gallery(config.gallery, create=create).model()
+    checkpoint = config.checkpoint or (stored and stored[1])
     if checkpoint is None:
-        stored = Gallery(config.gallery).model()
-        if stored is None:
-            raise UserError(f"nobody is enrolled: {config.gallery}. Give --checkpoint to enroll")
-        checkpoint = stored[1]
-    predictor = load_predictor(
-        checkpoint,
-        fpir=config.fpir,
-        attributes_file=config.attributes_file,
-        device=config.device,
-        amp=config.amp,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-    )
+        raise UserError(f"nobody is enrolled: {config.gallery}. Give --checkpoint to enroll")
+    if not checkpoint.is_file():
+        raise UserError(f"checkpoint not found: {checkpoint}. Give --checkpoint if it has moved")
+    predictor = config.load(checkpoint)
     gallery = Gallery(config.gallery, create=create)
     gallery.set_model(predictor.fingerprint, checkpoint)
     return Session(config, gallery, predictor, checkpoint)
@@ -454,85 +218,75 @@ def run_enroll(config: GalleryConfig) -> int:
     return 1 if failures else 0
 
 
-def read_probes(config: GalleryConfig, session: Session) -> tuple[list[Probe], list[str]]:
+def read_probes(session: Session) -> tuple[list[Probe], list[str]]:
     """Return the hands to search for, and a message per photo that cannot be read."""
-    tables = [Path(text) for text in config.inputs if text.lower().endswith(".csv")]
-    hands = [hand for path in tables for hand in read_hands(path)]
-    others = [text for text in config.inputs if Path(text) not in tables]
-    photos, failures = find_photos(others, [])
+    inputs = session.config.inputs
+    tables = [text for text in inputs if text.lower().endswith(".csv")]
+    photos, failures = find_photos([text for text in inputs if text not in tables], [])
+    hands = [hand for text in tables for hand in read_hands(Path(text))]
     hands += [Hand(photos)] if photos else []
-    found = []
-    for hand in hands:
-        probe, messages = embed(session.predictor, hand, config.num_workers)
-        found.append(probe)
-        failures += messages
-    return found, failures
+    found = [embed(session.predictor, hand, session.config.num_workers) for hand in hands]
+    return [probe for probe, _ in found], [
+        *failures,
+        *(text for _, texts in found for text in texts),
+    ]
 
 
-def search_hands(session: Session, probes: Sequence[Probe]) -> Iterator[dict[str, Any]]:
-    """Yield what `search` prints of each hand: the enrolled people by similarity.
-
-    Each search is recorded in the audit trail.
-    """
-    config, gallery = session.config, session.gallery
-    threshold = session.predictor.threshold
-    vectors = np.stack([fuse(probe.embeddings) for probe in probes])
-    n_photos = gallery.n_photos()
-    if not n_photos:
-        raise UserError(f"nobody is enrolled: {gallery.path}. Enroll people first")
-    names = gallery.people()
-    bar = tqdm(total=n_photos, desc="search", leave=False, disable=None, unit="photo")
-    best = search(counted(gallery.chunks(), bar), vectors, max(names) + 1)
-    for probe, vector, scores in zip(probes, vectors, best, strict=True):
-        candidates: list[dict[str, Any]] = []
-        for person in np.argsort(-scores, kind="stable")[: config.top_k].tolist():
-            if person not in names or scores[person] == -np.inf:
-                break
-            photos = gallery.photos(person)
-            nearest = photos[int(np.argmax([p.embedding @ vector for p in photos]))]
-            similarity = float(scores[person])
-            candidates.append(
-                {"person": names[person], "similarity": similarity, "photo": str(nearest.path)}
+def search_hands(session: Session, probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """Return what `search` prints of each hand, and record it in the audit trail."""
+    gallery, threshold = session.gallery, session.predictor.threshold
+    vectors, records = np.stack([fuse(probe.embeddings) for probe in probes]), []
+    with gallery.change():  # nobody is enrolled or removed meanwhile
+        names, n_chunks = gallery.people(), -(-gallery.n_photos() // ROWS_PER_CHUNK)
+        if not names:
+            raise UserError(f"nobody is enrolled: {gallery.path}. Enroll people first")
+        chunks = tqdm(
+            gallery.chunks(),
+            *("search", n_chunks),
+            leave=False,
+            disable=None,
+            unit="photo",
+            unit_scale=ROWS_PER_CHUNK,
+        )
+        for probe, vector, scores in zip(
+            probes, vectors, search(chunks, vectors, max(names) + 1), strict=True
+        ):
+            candidates: list[dict[str, Any]] = []
+            ranking = np.argsort(-scores, kind="stable").tolist()
+            for person in ranking[: min(session.config.top_k, len(names))]:
+                photos = gallery.photos(person)
+                nearest = photos[int(np.argmax([p.embedding @ vector for p in photos]))]
+                candidates.append({"person": names[person], "similarity": float(scores[person])})
+                candidates[-1]["photo"] = str(nearest.path)
+            top = candidates[0]["similarity"]
+            gallery.record("search", photos=probe.hashes, candidate=ranking[0], similarity=top)
+            records.append(
+                {
+                    "hand": probe.name,
+                    "photos": list(map(str, probe.paths)),
+                    "unknown": None if threshold is None else top <= threshold,
+                    "threshold": threshold,
+                    "fpir": session.config.fpir,
+                    "people": len(names),
+                    "candidates": candidates,
+                    "warnings": probe.warnings,
+                }
             )
-        top = int(scores.argmax())
-        details = {"candidate": top, "similarity": float(scores[top])}
-        with gallery.change():
-            gallery.record("search", photos=probe.hashes, **details)
-        yield {
-            "hand": probe.name,
-            "photos": list(map(str, probe.paths)),
-            "unknown": None if threshold is None else bool(scores[top] <= threshold),
-            "threshold": threshold,
-            "fpir": config.fpir,
-            "people": len(names),
-            "candidates": candidates,
-            "warnings": probe.warnings,
-        }
+    return records
 
 
 def run_search(config: GalleryConfig) -> int:
     """Rank the enrolled people by similarity to each hand."""
     session = open_session(config)
-    probes, failures = read_probes(config, session)
+    probes, failures = read_probes(session)
     report_failures(failures)
-    if not probes:
-        return 1
-    records = []
-    for record in search_hands(session, probes):
+    records = search_hands(session, probes) if probes else []
+    for record in records:
         print_json(record)
-        records.append(record)
-    if config.html:
+    if config.html and records:
         sections = list(map(search_section, records, probes))
         write_sheet(session, "Search in a gallery", sections)
     return 1 if failures else 0
-
-
-def counted(chunks: Iterable[Chunk], bar: Any) -> Iterator[Chunk]:
-    """Yield chunks and show how many photos they had."""
-    with bar:
-        for chunk in chunks:
-            yield chunk
-            bar.update(len(chunk.people))
 
 
 def find_side(session: Session, text: str) -> Probe:
@@ -552,31 +306,20 @@ def find_side(session: Session, text: str) -> Probe:
     return probe
 
 
-def find_calibration(checkpoint: Path) -> Results | None:
-    """Return test.py's results on unseen people, beside the checkpoint; None: there are none."""
-    for folder in sorted(checkpoint.parent.glob(f"{checkpoint.stem}-*-test")):
-        results = read_results(folder)
-        if "galleries" in results.arrays:
-            return results
-    return None
-
-
 def compare(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
     """Return what `verify` prints of two hands.
 
     Raises:
-        UserError: the same photo is on both sides.
+        UserError: both show the same photo.
     """
     first, second = sides
     if set(first.hashes) & set(second.hashes):
         raise UserError(f"the same photo on both sides: {first.name}, {second.name}. Remove it")
-    similarity = cosine_similarity(
-        *(fuse(side.embeddings).astype(np.float64)[None] for side in sides)
-    ).item()
+    vectors = (fuse(side.embeddings).astype(np.float64)[None] for side in sides)
     return {
         "first": {"name": first.name, "photos": list(map(str, first.paths))},
         "second": {"name": second.name, "photos": list(map(str, second.paths))},
-        "similarity": similarity,
+        "similarity": cosine_similarity(*vectors).item(),
         **likelihood_ratio(checkpoint, sides),
         "warnings": [*first.warnings, *second.warnings],
     }
@@ -584,6 +327,8 @@ def compare(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
 
 def run_verify(config: GalleryConfig) -> int:
     """Compare two hands: similarity, likelihood ratio and words."""
+    if config.explain:
+        load_grad_cam()  # before the work
     session = open_session(config)
     sides = [find_side(session, text) for text in config.inputs]
     record = compare(session.checkpoint, sides)
@@ -593,7 +338,42 @@ def run_verify(config: GalleryConfig) -> int:
     print_json(record)
     if config.html:
         write_sheet(session, "Comparison of two hands", [verify_section(record, sides)])
+    if config.explain:
+        write_maps(session.predictor, sides, config.explain)
     return 0
+
+
+def write_maps(predictor: HandPredictor, sides: Sequence[Probe], folder: Path) -> None:
+    """Write what of each photo influences its similarity to the hand on the other side.
+
+    Raises:
+        UserError: an enrolled photo is not what it was; then nothing is written.
+    """
+    for side in sides:
+        for path, sha256 in zip(side.paths, side.hashes, strict=True):
+            if digest(path) != sha256:
+                raise UserError(
+                    f"no map, as it has changed since its enrolment: {path}. Restore it"
+                )
+    explainer, maps, titles, rows = Explainer(predictor.predictor), {}, {}, []
+    for number, (side, other) in enumerate((sides, sides[::-1]), 1):
+        for i, path in enumerate(side.paths, 1):
+            name = f"{number}_{i}"
+            maps[name] = explainer.explain_similarity(path, fuse(other.embeddings))
+            titles[name] = path.name
+            numbers = {key: getattr(maps[name], key) for key in MAP_NUMBERS}
+            rows.append({"photo": str(path), "map": name, "compared_with": other.name, **numbers})
+    write_explanations(maps, titles, folder / "similarity")
+    write_table(folder / "maps.csv", rows)
+
+
+def find_calibration(checkpoint: Path) -> Results | None:
+    """Return test.py's results on unseen people, beside the checkpoint; None: there are none."""
+    for folder in sorted(checkpoint.parent.glob(f"{checkpoint.stem}-*-test")):
+        results = read_results(folder)
+        if "galleries" in results.arrays:
+            return results
+    return None
 
 
 def likelihood_ratio(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
@@ -709,7 +489,7 @@ def verify_section(record: Any, sides: Sequence[Probe]) -> dict[str, Any]:
 
 
 def read_photos(paths: Sequence[Path]) -> list[Photo]:
-    """Return the photos to show; those that were deleted since their enrolment are left out."""
+    """Return the photos to show; what was deleted since its enrolment is left out."""
     found = [path for path in paths if path.exists()]
     return [Photo(str(path), open_photo(path, decode_size=PHOTO_SIZE), []) for path in found]
 

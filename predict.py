@@ -19,6 +19,7 @@ A prediction is an estimate among the people of the training set, never a proof 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import itertools
@@ -81,20 +82,10 @@ DEFAULT_FPIR = 0.1
 MAP_NUMBERS = ("outside_hand", "randomised_correlation")  # fields of an `Explanation`
 
 
-@dataclass(frozen=True)
-class PredictConfig:
-    """Flags of predict.py."""
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig:
+    """Flags of the scripts that predict for photos: what `load_predictor` takes."""
 
-    photos: tuple[str, ...]
-    checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
-    format: str = flag("json", "a JSON line or a CSV row per photo", choices=("json", "csv"))
-    top_k: int = flag(3, "classes to print per task, the most probable first")
-    photos_per_hand: int = flag(1, "number of consecutive photos that show one hand: one answer")
-    output: Path | None = flag(None, "folder for the annotated photos", metavar="DIR")
-    explain: Path | None = flag(
-        None, "folder for class-activation maps: what influences each prediction", metavar="DIR"
-    )
-    embeddings: Path | None = flag(None, "file for the embeddings", metavar="FILE.npz")
     fpir: float = flag(
         DEFAULT_FPIR, "false-positive identification rate at which a person is called unknown"
     )
@@ -108,14 +99,39 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        if not 0 < self.fpir < 1:
+            raise ValueError("--fpir must be between 0 and 1")
+        loop.check_loading(self.batch_size, self.num_workers)
+
+    def load(self, checkpoint: Path) -> HandPredictor:
+        """Return the predictor of a checkpoint."""
+        names = [field.name for field in dataclasses.fields(LoadingConfig)]
+        return load_predictor(checkpoint, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class PredictConfig(LoadingConfig):
+    """Flags of predict.py."""
+
+    photos: tuple[str, ...]
+    checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
+    format: str = flag("json", "a JSON line or a CSV row per photo", choices=("json", "csv"))
+    top_k: int = flag(3, "classes to print per task, the most probable first")
+    photos_per_hand: int = flag(1, "number of consecutive photos that show one hand: one answer")
+    output: Path | None = flag(None, "folder for the annotated photos", metavar="DIR")
+    explain: Path | None = flag(
+        None, "folder for class-activation maps: what influences each prediction", metavar="DIR"
+    )
+    embeddings: Path | None = flag(None, "file for the embeddings", metavar="FILE.npz")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
         for name in ("top_k", "photos_per_hand"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be above 0")
-        if not 0 < self.fpir < 1:
-            raise ValueError("--fpir must be between 0 and 1")
         if self.embeddings and self.embeddings.suffix != ".npz":
             raise ValueError("--embeddings must end in .npz")
-        loop.check_loading(self.batch_size, self.num_workers)
 
 
 # ----------------------------------------------------------------------------- photos
@@ -506,7 +522,7 @@ def load_predictor(
         raise ValueError(f"fpir must be between 0 and 1, not {fpir}")
     path = Path(checkpoint)
     state = load_checkpoint(path, mapped=True)
-    predictor = loop.load_predictor(state, device=device, amp=amp, batch_size=batch_size)
+    predictor = loop.build_predictor(state, device=device, amp=amp, batch_size=batch_size)
     source = Path(attributes_file or state["config"]["attributes_file"])
     try:
         reference = load_reference(path, state, predictor, source, num_workers)
@@ -623,34 +639,27 @@ def describe_map(found: Explanation) -> list[str]:
 
 
 def write_explanations(
-    explanations: Mapping[str, Explanation], classes: Mapping[str, str], path: Path
-) -> list[dict[str, Any]]:
-    """Write the maps of a photo to <path>.npz and over the photo to <path>.png.
-
-    Returns:
-        The numbers of each task.
-    """
+    explanations: Mapping[str, Explanation], titles: Mapping[str, str], path: Path
+) -> None:
+    """Write maps to <path>.npz, and side by side over their photos to <path>.png."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 * len(explanations), 4.2), dpi=100)
     grid = figure.subplots(1, len(explanations), squeeze=False)[0]
-    rows = []
-    for axes, (task, found) in zip(grid, explanations.items(), strict=True):
+    for axes, (name, found) in zip(grid, explanations.items(), strict=True):
         axes.imshow(found.overlay)
         axes.set_axis_off()
-        title = f"{TASKS[task].title}: {classes[task]}"
+        title = titles[name]
         axes.set_title(
             title if len(title) < 34 else f"{title[:30]}...", fontsize=10, parse_math=False
         )
         text = "\n".join(describe_map(found))
         axes.text(0.5, -0.04, text, ha="center", va="top", transform=axes.transAxes)
-        numbers = {name: getattr(found, name) for name in MAP_NUMBERS}
-        rows.append({"task": task, "class": classes[task], **numbers})
-    figure.text(0.5, 0.02, "What influenced each prediction, not its reasons.", ha="center")
+    note = "What influenced the result through the last feature map, not its reasons."
+    figure.text(0.5, 0.02, note, ha="center")
     with atomic_write(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary)
-    write_arrays(path.with_suffix(".npz"), {task: e.map for task, e in explanations.items()})
-    return rows
+    write_arrays(path.with_suffix(".npz"), {name: e.map for name, e in explanations.items()})
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -689,15 +698,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_grad_cam()  # before the photos
     hands, failures = find_hands(config)
     report_failures(failures)
-    predictor = load_predictor(
-        config.checkpoint,
-        fpir=config.fpir,
-        attributes_file=config.attributes_file,
-        device=config.device,
-        amp=config.amp,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-    )
+    predictor = config.load(config.checkpoint)
     grouped = config.photos_per_hand > 1 or any(hand.name for hand in hands)
     explainer = Explainer(predictor.predictor) if config.explain else None
     explained: list[dict[str, Any]] = []
@@ -725,8 +726,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 path = (
                     config.explain / f"{number:04d}_{i}_{safe_name(Path(str(photo)).stem)[:40]}.png"
                 )
-                numbers = write_explanations(maps, classes, path)
-                explained += [{"photo": str(photo), **row} for row in numbers]
+                titles = {task: f"{TASKS[task].title}: {classes[task]}" for task in maps}
+                write_explanations(maps, titles, path)
+                for task, found in maps.items():
+                    row = {"photo": str(photo), "task": task, "class": classes[task]}
+                    explained.append(row | {name: getattr(found, name) for name in MAP_NUMBERS})
         answered.append(answer)
     if config.embeddings and answered:
         write_embeddings(config.embeddings, answered, predictor.fingerprint)

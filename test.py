@@ -51,8 +51,8 @@ from engine.loop import (
     BATCH_SIZE_HELP,
     Predictions,
     Predictor,
+    build_predictor,
     check_loading,
-    load_predictor,
     predict_split,
 )
 from measures.classes import softmax
@@ -559,7 +559,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             scope.files.split(scope.split),
         )
     galleries = {"galleries": read_galleries(scope)} if scope.is_matched else {}
-    predictor = load_predictor(
+    predictor = build_predictor(
         state, device=config.device, amp=config.amp, batch_size=config.batch_size
     )
     state = without_tensors(state)  # the predictor has its own

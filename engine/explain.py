@@ -1,4 +1,4 @@
-"""Class-activation maps: which parts of a photo influence the logit of a class.
+"""Class-activation maps: which parts of a photo influence a logit, or a similarity.
 
 Source: Selvaraju et al., Grad-CAM, ICCV 2017; Adebayo et al., Sanity Checks for Saliency Maps,
 NeurIPS 2018.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +22,15 @@ from engine.features import MASK_SIZE, READERS, BackgroundReader
 from engine.loop import Predictor
 from utils import UserError
 
+# (N, D) embeddings and the logits of each task -> (N,) what a map explains.
+Score = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
 
 class Explanation(NamedTuple):
-    """The map of a task on a photo.
+    """The map of a score on a photo.
 
     map: (image_size, image_size) float32 in [0, 1], 1: largest influence; all 0: no part of the
-        photo increases the logit.
+        photo increases the score.
     outside_hand: fraction of the map's sum on the background; NaN: no white background found, or
         the map is 0.
     randomised_correlation: Spearman's, with the map of the model with shuffled weights; NaN: one
@@ -56,17 +59,16 @@ def load_grad_cam() -> Any:
     return pytorch_grad_cam
 
 
-class TaskLogits(nn.Module):
-    """A model with the logits of one task as its only output."""
+class ScoreModel(nn.Module):
+    """A model with a score as its only output."""
 
-    def __init__(self, model: nn.Module, task: str) -> None:
+    def __init__(self, model: nn.Module, score: Score) -> None:
         super().__init__()
-        self.model, self.task = model, task
+        self.model, self.score = model, score
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, (N, n_classes)."""
-        logits: Tensor = self.model(images)[1][self.task]
-        return logits
+        """Return scores, (N,)."""
+        return self.score(*self.model(images))
 
 
 def last_map(backbone: Any) -> nn.Module:
@@ -114,11 +116,36 @@ class Explainer:
         self.shuffled = shuffle_weights(predictor.model)
 
     def explain(self, photo: Photo, classes: Mapping[str, str]) -> dict[str, Explanation]:
-        """Return the explanation of each task's class on a photo.
+        """Return the explanation of the logit of each task's class on a photo.
 
         Raises:
             UserError: the photo cannot be read, or the backbone has no map.
         """
+        names, scores = self.predictor.label_space.names, {}
+        for task, name in classes.items():
+            index = names[task].index(name)
+            scores[task] = lambda _, logits, task=task, index=index: logits[task][:, index]
+        return self._explain(photo, scores)
+
+    def explain_similarity(self, photo: Photo, reference: np.ndarray) -> Explanation:
+        """Return the explanation of the cosine similarity of a photo to an embedding, (D,).
+
+        Source: Stylianou et al., Visualizing Deep Similarity Networks, WACV 2019.
+
+        Raises:
+            UserError: as `explain` does.
+        """
+        other = torch.from_numpy(reference).to(self.predictor.device).float()
+
+        def score(embeddings: Tensor, _: Any) -> Tensor:
+            # the gradient of the length, too, would only compare places of the photo: the map's
+            # mean would be 0, and identical photos would have none
+            return embeddings / embeddings.detach().norm() @ (other / other.norm())
+
+        return self._explain(photo, {"similarity": score})["similarity"]
+
+    def _explain(self, photo: Photo, scores: Mapping[str, Score]) -> dict[str, Explanation]:
+        """Return the explanation of each score on a photo."""
         from pytorch_grad_cam.utils.image import show_cam_on_image
 
         predictor = self.predictor
@@ -127,13 +154,13 @@ class Explainer:
         preprocessing, found = predictor.preprocessing, {}
         images = torch.from_numpy(pixels).to(predictor.device).permute(2, 0, 1)[None].float() / 255
         images = (images - preprocessing.mean) / preprocessing.std
-        for task, name in classes.items():
-            index = predictor.label_space.names[task].index(name)
+        for name, score in scores.items():
             own, other = (
-                self._map(model, images, task, index) for model in (predictor.model, self.shuffled)
+                self._map(ScoreModel(model, score), images)
+                for model in (predictor.model, self.shuffled)
             )
             constant = np.ptp(own) == 0 or np.ptp(other) == 0
-            found[task] = Explanation(
+            found[name] = Explanation(
                 own,
                 fraction_inside(own, background),
                 math.nan if constant else float(spearmanr(own, other, axis=None).statistic),
@@ -141,17 +168,14 @@ class Explainer:
             )
         return found
 
-    def _map(self, model: Any, images: Tensor, task: str, index: int) -> np.ndarray:
-        """Return the map of a class, (image_size, image_size) float32."""
-        target = self.grad_cam.utils.model_targets.ClassifierOutputTarget(index)
-        backbone = model.backbone
+    def _map(self, model: ScoreModel, images: Tensor) -> np.ndarray:
+        """Return the map of a score, (image_size, image_size) float32."""
+        backbone: Any = model.model.backbone
         try:
             with self.grad_cam.GradCAM(
-                TaskLogits(model, task),
-                [last_map(backbone)],
-                lambda values: to_channels_first(backbone, values),
+                model, [last_map(backbone)], lambda values: to_channels_first(backbone, values)
             ) as cam:
-                maps: np.ndarray = cam(images, [target])
+                maps: np.ndarray = cam(images, [torch.sum])
         except (AttributeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"this backbone has no map of its features: {reason}") from error

@@ -319,7 +319,7 @@ class Predictor:
     temperature: dict[str, float]
 
 
-def load_predictor(
+def build_predictor(
     state: Mapping[str, Any], *, device: str, amp: str | None, batch_size: int | None
 ) -> Predictor:
     """Return the predictor that a checkpoint describes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import train_tiny
 
 import gallery
 import test as test_script
+from data.gallery_file import PAGE_SIZE, Entry, Gallery
 from data.tables import read_samples
-from gallery import Entry, Gallery
 from measures.comparison import compare_fused, support_of
 from measures.metrics_json import pair_scores
 from measures.typicality import to_unit_length
@@ -100,6 +102,36 @@ def test_from_enrolment_to_removal(
             assert secret not in content
     actions = [line["action"] for line in run("list", file, "--audit")]
     assert actions == ["enroll"] * 3 + ["search"] * 2 + ["verify", "remove"]
+
+
+def test_maps_of_a_comparison(
+    split_root: Path,
+    people_dir: Path,
+    tmp_path: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    file, folder = tmp_path / "hands.sqlite", tmp_path / "maps"
+    checkpoint = train_tiny(split_root, tmp_path / "run", "--N_epochs", "1", "--image_size", "64")
+    run("enroll", file, people_dir, "--checkpoint", checkpoint)
+    one, other = sorted(people_dir.iterdir())[:2]
+    photos = sorted(one.iterdir())
+    run("verify", file, photos[0], other.name, "--explain", folder)
+    assert (folder / "similarity.png").is_file()
+    with (folder / "maps.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["compared_with"] for row in rows] == [other.name, *[str(photos[0])] * 2]
+    with np.load(folder / "similarity.npz") as maps:
+        assert list(maps) == [row["map"] for row in rows] == ["1_1", "2_1", "2_2"]
+        assert all(maps[name].shape == (64, 64) for name in maps)
+        assert all(maps[name].max() > 0.9 for name in maps)
+    changed = sorted(other.iterdir())[0]
+    changed.write_bytes(photos[1].read_bytes())
+    arguments = ["verify", file, photos[0], other.name, "--explain", folder / "again"]
+    assert gallery.main([*map(str, arguments), *QUICK]) == 1
+    assert f"changed since its enrolment: {changed}" in one_error(capsys)
+    assert not (folder / "again").exists()
 
 
 def test_a_search_equals_brute_force(tmp_path: Path) -> None:
@@ -200,12 +232,11 @@ def test_a_damaged_file_is_one_line(
         file.unlink()
         sqlite3.connect(file).execute("CREATE TABLE x (y)")
     else:
-        pages = gallery.PAGE_SIZE
         file.write_bytes(
             {
                 "text": b"image_path,id\n" * 99,
-                "cut": content[: pages + 99],
-                "zeros": content[:pages] + bytes(len(content) - pages),
+                "cut": content[: PAGE_SIZE + 99],
+                "zeros": content[:PAGE_SIZE] + bytes(len(content) - PAGE_SIZE),
             }[damage]
         )
     photo = next(people_dir.rglob("*.jpg"))
@@ -241,6 +272,9 @@ def test_what_cannot_be_done_is_one_line(
     assert len(run("list", file)) == 3
     assert "same photo" in error_of("verify", file, photos[0], photos[0].parent.name)
     assert "neither" in error_of("verify", file, photos[0], "nobody")
+    moved = tiny_checkpoint.rename(tmp_path / "moved.pth")
+    assert "Give --checkpoint if it has moved" in error_of("search", file, photos[0])
+    moved.rename(tiny_checkpoint)
     copy = people_dir / "copycat"
     copy.mkdir()
     shutil.copy(photos[0], copy)

@@ -33,7 +33,7 @@ from data.splits import permute_labels
 from data.tables import read_hand_info, read_samples
 from dataset_11k import TASKS, PhotoReader
 from engine.checkpoint import load_checkpoint
-from engine.loop import load_predictor
+from engine.loop import build_predictor
 from measures.metrics_json import pair_scores
 
 
@@ -679,5 +679,5 @@ def test_a_cpu_takes_few_photos_at_once_unless_asked(tiny_checkpoint: Path) -> N
     state = load_checkpoint(tiny_checkpoint)
     for asked, expected in ((None, 16), (5, 5)):
         assert (
-            load_predictor(state, device="cpu", amp=None, batch_size=asked).batch_size == expected
+            build_predictor(state, device="cpu", amp=None, batch_size=asked).batch_size == expected
         )

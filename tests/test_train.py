@@ -27,7 +27,7 @@ from data.tables import read_samples
 from dataset_11k import AGE_GROUPS, TASKS, HandsDataset, Task, build_loader
 from engine import checkpoint, loop, precision
 from engine.checkpoint import TrainingRun, load_checkpoint, read_epochs
-from engine.loop import load_predictor, predict_split
+from engine.loop import build_predictor, predict_split
 from measures.classes import balanced_accuracy
 from model import IGAENet
 from train import Resolved, TrainConfig, build_optimizer, learning_rate, set_learning_rate
@@ -313,7 +313,7 @@ def test_a_checkpoint_alone_gives_the_score_it_names(
     stored = torch.load(path, weights_only=True)
     assert stored["metrics"] == read_epochs(tmp_path / "run")[stored["epoch"] - 1]
 
-    predictor = loop.load_predictor(load_checkpoint(path), device="cpu", amp=None, batch_size=8)
+    predictor = loop.build_predictor(load_checkpoint(path), device="cpu", amp=None, batch_size=8)
     dataset = HandsDataset(
         read_samples(split_csv(split_root, "val")),
         split_root / "Hands",
@@ -1023,9 +1023,9 @@ def test_a_stored_precision_that_the_machine_lacks_is_resolved_again(
     torch.save(state, path)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     warning = "the precision of the training, fp16, is not native to this cpu: --amp "
-    load_predictor(state, device="cpu", amp=None, batch_size=None)
+    build_predictor(state, device="cpu", amp=None, batch_size=None)
     with pytest.raises(UserError, match="--amp fp16 needs CUDA"):
-        load_predictor(state, device="cpu", amp="fp16", batch_size=None)
+        build_predictor(state, device="cpu", amp="fp16", batch_size=None)
     capsys.readouterr()
     assert resume(tmp_path / "run", N_epochs=2, device="cpu") == 0
     assert warning in capsys.readouterr().err

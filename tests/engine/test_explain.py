@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import predict
-from engine.explain import last_map, to_channels_first
-from model import IGAENet
+from engine.explain import ScoreModel, last_map, to_channels_first
+from model import BACKBONES, IGAENet
+
+MEASURED = ("deit_tiny_patch16_224", "tf_efficientnet_lite0")  # whose maps docs describe
 
 
 def explain(checkpoint: Path, photo: Path, folder: Path) -> int:
@@ -37,18 +40,43 @@ def test_maps_of_a_photo(tiny_checkpoint: Path, split_root: Path, tmp_path: Path
             assert float(row["randomised_correlation"] or 0) < 0.99
 
 
+@pytest.mark.parametrize("multi_level", [False, True])
 @pytest.mark.parametrize(
-    "backbone", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"]
+    "backbone",
+    [
+        *("test_vit", "test_resnet", "test_convnext", "test_efficientnet"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (*BACKBONES, *MEASURED)),
+    ],
 )
-def test_every_backbone_has_a_last_map(backbone: str) -> None:
-    model = IGAENet(
-        backbone, {"gender": 2}, pretrained=False, image_size=160, multi_level=True, neck=4
+def test_every_backbone_has_a_map_in_its_layout(backbone: str, multi_level: bool) -> None:
+    grad_cam = pytest.importorskip("pytorch_grad_cam")
+    size = 160 if backbone.startswith("test_") else 64
+    torch.manual_seed(0)
+    model: Any = IGAENet(
+        *(backbone, {"gender": 2}),
+        pretrained=False,
+        image_size=size,
+        multi_level=multi_level,
+        neck=4 * multi_level,
     ).eval()
-    found: list[torch.Tensor] = []
-    last_map(model.backbone).register_forward_hook(lambda m, i, output: found.append(output))
-    model(torch.zeros(1, 3, 160, 160))
-    shape = to_channels_first(model.backbone, found[0]).shape
-    assert shape[2] == shape[3] < shape[1]
+    inner, images = model.backbone, torch.randn(1, 3, size, size)
+    with grad_cam.GradCAM(
+        ScoreModel(model, lambda embeddings, _: embeddings.square().sum(dim=1)),
+        [last_map(inner)],
+        lambda values: to_channels_first(inner, values),
+    ) as cam:
+        cam(images, [torch.sum])
+        kept = cam.activations_and_grads
+        found, gradient = kept.activations[0], kept.gradients[0]
+    maps = inner.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
+    expected = maps[-1]
+    if hasattr(inner, "num_prefix_tokens"):  # a ViT
+        norm = inner.blocks[-1].norm1
+        expected = norm(maps[-2].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert gradient.shape == found.shape
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 def test_a_missing_package_is_named(
