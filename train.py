@@ -5,7 +5,7 @@
 reads the train and val samples that dataset_11k_split.py drew (--protocol, --fold) and writes
 checkpoints/<time>/: config.json, metrics.jsonl (one line per epoch), train.log, tensorboard/, and
 checkpoints, each of which is enough to evaluate, predict or resume. The defaults are the published
-recipe; --recipe frozen fits linear layers on a frozen backbone (`RECIPES`). With several
+recipe; --recipe frozen and strong fit linear layers on a frozen backbone (`RECIPES`). With several
 GPUs: torchrun --nproc_per_node=<n> train.py --run_dir <folder>; the same command again resumes it.
 """
 
