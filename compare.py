@@ -821,6 +821,10 @@ def measure_section(averages: Sequence[RowAverages], key: MeasureKey) -> str:
     for average, sd, values in zip(shown, sds, averaged, strict=True):
         found = average.intervals[key]
         value = f"{unit.format(found.value)} ({unit.format_interval(found.low, found.high)})"
+        if measure.in_gallery:
+            matching = [run.metrics["tasks"][key[0]]["matching"] for run in average.runs]
+            sizes = [block["all_pairs"]["gallery_people"] for block in matching]
+            value += f" among {' to '.join(map(str, sorted({min(sizes), max(sizes)})))}"
         others = [unit.format(sd)] * has_sd
         others += [unit.format(values.get(name)) for name in baselines]
         rows.append([*average.cells, str(found.n_people), value, *others])
