@@ -327,8 +327,10 @@ def compare(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
 
 def run_verify(config: GalleryConfig) -> int:
     """Compare two hands: similarity, likelihood ratio and words."""
-    if config.explain:
-        load_grad_cam()  # before the work
+    if config.explain:  # refuse before the work
+        load_grad_cam()
+        if config.explain.is_file():
+            raise UserError(f"a file, not a folder: {config.explain}. Choose another folder")
     session = open_session(config)
     sides = [find_side(session, text) for text in config.inputs]
     record = compare(session.checkpoint, sides)

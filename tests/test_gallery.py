@@ -132,6 +132,10 @@ def test_maps_of_a_comparison(
     assert gallery.main([*map(str, arguments), *QUICK]) == 1
     assert f"changed since its enrolment: {changed}" in one_error(capsys)
     assert not (folder / "again").exists()
+    audit = run("list", file, "--audit")
+    assert gallery.main([*map(str, arguments[:-1]), str(changed), *QUICK]) == 1
+    assert "error: a file, not a folder" in one_error(capsys)
+    assert run("list", file, "--audit") == audit
 
 
 def test_a_search_equals_brute_force(tmp_path: Path) -> None:
