@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,10 @@ from predict import DEFAULT_FPIR, Hand, HandPredictor, Prediction, describe_map,
 from utils import UserError, flag, one_line, one_line_errors, parse_config, setup_logging
 
 MAX_PHOTOS = 20  # of one hand
-MAX_FILE_SIZE = "50mb"
 DELETE_CACHE = (60, 900)  # seconds: how often to look for uploaded photos, and their largest age
 FOLDER_PREFIX = "igae-app-"  # of the temporary folder
 TOP_K = 3  # classes of a task
-STYLE = Path(__file__).parent / "pages" / "templates" / "app.css"
+MAX_FILE_SIZE = "50mb"
 INTRODUCTION = f"""# IGAE-Net: photos of a hand
 An estimate, never a proof of identity. Photos stay on this computer and are deleted
 {DELETE_CACHE[1] // 60} minutes after their upload, or when the program ends."""
@@ -59,28 +58,26 @@ class AppConfig:
             raise ValueError("--port must be between 1 and 65535")
 
 
-# ----------------------------------------------------------------------------- answers
+# ----------------------------------------------------------------------------- results
 
 
-Shown = tuple[dict[str, Any], list[str]]  # a section as in gallery.py; a line per photo left out
+Output = tuple[dict[str, Any], list[str]]  # a section as in gallery.py; a line per unread photo
 
 
-class Desk:
-    """The functions of the page.
+@dataclass(frozen=True)
+class Actions:
+    """The functions behind the buttons of the page."""
 
-    Args:
-        predictor: the model.
-        checkpoint: its file, beside which test.py's results calibrate likelihood ratios.
-        session: with the gallery; None: there is none.
-    """
+    predictor: HandPredictor
+    checkpoint: Path  # beside it, test.py's results calibrate likelihood ratios
+    session: Session | None = None  # None: no gallery
 
-    def __init__(
-        self, predictor: HandPredictor, checkpoint: Path, session: Session | None = None
-    ) -> None:
-        self.predictor, self.checkpoint, self.session = predictor, checkpoint, session
-        self.explainer = Explainer(predictor.predictor)
+    @cached_property
+    def explainer(self) -> Explainer:
+        """The model's class-activation maps; shuffling its weights takes time."""
+        return Explainer(self.predictor.predictor)
 
-    def predict(self, photos: Sequence[str]) -> Shown:
+    def predict(self, photos: Sequence[str]) -> Output:
         """Return predictions for a hand, and maps of what influences them."""
         (answer,) = self.predictor.answer([to_hand(photos)])
         if answer.prediction is None:
@@ -94,29 +91,29 @@ class Desk:
                     maps.append(Photo(", ".join(texts), Image.fromarray(found.overlay), []))
         except UserError as error:
             note = f"No maps: {error}"
-        section = prediction_section(answer.prediction)
-        return section | {"notes": [note], "photos": maps}, answer.failures
+        section = prediction_section(answer.prediction) | {"notes": [note], "photos": maps}
+        return section, answer.failures
 
-    def search(self, photos: Sequence[str]) -> Shown:
+    def search(self, photos: Sequence[str]) -> Output:
         """Return the most similar people of the gallery; the audit trail keeps the search."""
         probe, failures = self.embed(photos)
         (record,) = gallery.search_hands(self.open_gallery(), [probe])
         nearest = gallery.read_photos([Path(found["photo"]) for found in record["candidates"]])
         return gallery.search_section(record, probe) | {"photos": nearest}, failures
 
-    def enroll(self, photos: Sequence[str], name: str) -> Shown:
+    def enroll(self, photos: Sequence[str], name: str) -> Output:
         """Add the photos to a person of the gallery."""
         if not (name := name.strip()):
             raise UserError("no name. Type the name of the person")
         probe, failures = self.embed(photos, name)
-        known, keys = self.open_gallery().gallery, list(zip(probe.paths, probe.hashes, strict=True))
-        refused = [reason for key in keys if (reason := known.why_not(name, *key))]
-        entries = [Entry(*key, e) for key, e in zip(keys, probe.embeddings, strict=True)]
+        known = self.open_gallery().gallery
+        entries = list(map(Entry, probe.paths, probe.hashes, probe.embeddings))
+        reasons = [known.why_not(name, entry.path, entry.sha256) for entry in entries]
         lead = f"Photos of {name} enrolled: {known.enroll(name, entries)}"
         section = {"title": "Enrolment", "lead": lead, "warnings": probe.warnings}
-        return section, failures + refused
+        return section, failures + list(filter(None, reasons))
 
-    def compare(self, first: Sequence[str], second: Sequence[str]) -> Shown:
+    def compare(self, first: Sequence[str], second: Sequence[str]) -> Output:
         """Return similarity and likelihood ratio of two hands."""
         named = (first, "First hand"), (second, "second hand")
         sides, failures = zip(*(self.embed(*hand) for hand in named), strict=True)
@@ -138,48 +135,40 @@ def to_hand(photos: Sequence[str], name: str = "") -> Hand:
     if not 0 < len(photos) <= MAX_PHOTOS:
         raise UserError(f"{name or 'hand'}: {len(photos)} photos. Give 1 to {MAX_PHOTOS}")
     if not all(Path(photo).is_file() for photo in photos):
-        raise UserError("the photos were deleted meanwhile. Upload them again")
+        raise UserError("the photos were deleted. Upload them again")
     return Hand(photos, name)
 
 
 def prediction_section(found: Prediction) -> dict[str, Any]:
     """Return what the page shows of a prediction."""
     lead = {
-        None: "Whether the person is one of the training was not decided.",
-        True: f"Unknown: probably nobody of the training (FPIR {DEFAULT_FPIR:g}).",
-        False: f"Similar enough to somebody of the training (FPIR {DEFAULT_FPIR:g}).",
+        None: "Not decided: whether the person is one of the training.",
+        True: f"Unknown: the person is probably not one of the training (FPIR {DEFAULT_FPIR:g}).",
+        False: f"Similar enough to a person of the training (FPIR {DEFAULT_FPIR:g}).",
     }[found.unknown]
     rows = []
     for task, classes in found.probabilities.items():
         ranked = [f"{name} ({p:.1%})" for name, p in list(classes.items())[:TOP_K]]
         rows.append([TASKS[task].title, ", ".join(ranked)])
-    if found.expected_age is not None:
-        rows.append(["expected age", f"{found.expected_age:.1f} years"])
-    if found.age_interval is not None:
-        rows.append(["age, 90% interval", "{} to {} years".format(*found.age_interval)])
-    if found.typicality is not None:
-        rows.append(
-            ["typicality", f"{found.typicality:.1%} of val photos are at least as untypical"]
-        )
+    numbers = (
+        ("expected age", "{:.1f} years", found.expected_age),
+        ("age, 90% interval", "{0[0]} to {0[1]} years", found.age_interval),
+        ("typicality", "{:.1%} of val photos are at least as untypical", found.typicality),
+    )
+    rows += [[name, text.format(value)] for name, text, value in numbers if value is not None]
     table = Table("Predictions with their probabilities", ["", "prediction"], rows, "long")
-    section = {"title": "Prediction", "lead": lead, "tables": [table]}
-    return section | {"warnings": found.warnings}
+    return {"title": "Prediction", "lead": lead, "tables": [table], "warnings": found.warnings}
 
 
-def render(function: Callable[..., Shown], *values: Any) -> str:
-    """Return the HTML of an answer; an expected failure is a line of it.
-
-    Args:
-        function: of `Desk`.
-        values: of its inputs; None: no photo was uploaded.
-    """
-    section: dict[str, Any] | None = None
+def render(function: Callable[..., Output], *values: Any) -> str:
+    """Return the HTML of an action, or an error line; an input is None if nothing is uploaded."""
+    results: list[dict[str, Any]] = []
     try:
         section, failures = function(*([] if value is None else value for value in values))
+        results.append({"notes": [], "tables": [], "photos": []} | section)
     except (UserError, OSError, sqlite3.Error) as error:
         failures = [str(error)]
-    empty: dict[str, Any] = {"notes": [], "tables": [], "photos": []}
-    context = {"results": [empty | section] if section else [], "failures": map(one_line, failures)}
+    context = {"results": results, "failures": map(one_line, failures)}
     html = templates().get_template("app.html.j2").render(context)
     return re.sub(rf"[^\s\"<>]*{FOLDER_PREFIX}\w+[\\/]\w+[\\/]", "", html)  # names as uploaded
 
@@ -188,11 +177,7 @@ def render(function: Callable[..., Shown], *values: Any) -> str:
 
 
 def load_gradio(folder: str) -> Any:
-    """Return the module of the package gradio, which keeps uploaded photos in `folder`.
-
-    Raises:
-        UserError: it is missing.
-    """
+    """Return the package gradio, which keeps uploaded photos in `folder`; it may be missing."""
     os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
     os.environ["no_proxy"] = "127.0.0.1"  # gradio asks its own page whether it is up
     try:
@@ -204,47 +189,44 @@ def load_gradio(folder: str) -> Any:
     return gradio
 
 
-def build_page(gradio: Any, desk: Desk) -> Any:
+def build_page(gradio: Any, actions: Actions) -> Any:
     """Return the page; its functions run one at a time, as maps hook into the one model."""
-    answer = gradio.HTML(elem_id="answer", apply_default_css=False, render=False)
+    output = gradio.HTML(elem_id="answer", apply_default_css=False, render=False)
+    add_photos = partial(gradio.File, file_count="multiple", height=160)
 
-    def add_photos(label: str) -> Any:
-        return gradio.File(label=label, file_count="multiple", height=160)
-
-    def add_button(label: str, function: Callable[..., Shown], *inputs: Any) -> None:
+    def add_button(label: str, function: Callable[..., Output], *inputs: Any) -> None:
         options = {"api_visibility": "private", "concurrency_id": "model", "scroll_to_output": True}
-        gradio.Button(label).click(partial(render, function), list(inputs), answer, **options)
+        gradio.Button(label).click(partial(render, function), list(inputs), output, **options)
 
-    with gradio.Blocks(
-        title="IGAE-Net", analytics_enabled=False, delete_cache=DELETE_CACHE
-    ) as page:
+    options = {"title": "IGAE-Net", "analytics_enabled": False, "delete_cache": DELETE_CACHE}
+    with gradio.Blocks(**options) as page:
         gradio.Markdown(INTRODUCTION)
         with gradio.Row():
             with gradio.Column(min_width=300):
-                photos = add_photos("Photos of one hand")
-                add_button("Predict", desk.predict, photos)
-                if desk.session:
-                    add_button("Search the gallery", desk.search, photos)
+                photos = add_photos(label="Photos of one hand")
+                add_button("Predict", actions.predict, photos)
+                if actions.session:
+                    add_button("Search the gallery", actions.search, photos)
                     name = gradio.Textbox(label="Name of the person, to enroll", max_length=100)
-                    add_button("Enroll", desk.enroll, photos, name)
-                other = add_photos("Photos of another hand")
-                add_button("Compare the two hands", desk.compare, photos, other)
+                    add_button("Enroll", actions.enroll, photos, name)
+                other = add_photos(label="Photos of another hand")
+                add_button("Compare the two hands", actions.compare, photos, other)
             with gradio.Column(min_width=300, scale=2):
-                answer.render()
+                output.render()
     return page
 
 
-def open_desk(config: AppConfig) -> Desk:
+def load_actions(config: AppConfig) -> Actions:
     """Return the functions of the page for a checkpoint, a gallery or both."""
     if config.gallery is None:
         assert config.checkpoint is not None
-        return Desk(load_predictor(config.checkpoint), config.checkpoint)
+        return Actions(load_predictor(config.checkpoint), config.checkpoint)
     flags = GalleryConfig("enroll", config.gallery, ("photos",), config.checkpoint, num_workers=0)
     try:
         session = gallery.open_session(flags, create=True)
     except sqlite3.Error as error:
         raise UserError(f"cannot use the gallery {config.gallery}: {error}") from error
-    return Desk(session.predictor, session.checkpoint, session)
+    return Actions(session.predictor, session.checkpoint, session)
 
 
 @one_line_errors
@@ -257,11 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(getattr(signal, name), signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
         gradio = load_gradio(folder)
-        page = build_page(gradio, open_desk(config))
+        page = build_page(gradio, load_actions(config))
         try:
             page.launch(
                 server_name="127.0.0.1",
                 server_port=config.port,
+                theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
+                css_paths=Path(__file__).parent / "pages" / "templates" / "app.css",
                 share=False,
                 max_file_size=MAX_FILE_SIZE,
                 footer_links=[],
@@ -269,8 +253,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ssr_mode=False,
                 quiet=True,
                 prevent_thread_lock=True,
-                theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
-                css_paths=STYLE,
             )
         except OSError as error:
             raise UserError(f"port {config.port} is in use. Give another --port") from error

@@ -68,7 +68,7 @@ class GalleryConfig(LoadingConfig):
     explain: Path | None = flag(
         None, "verify: folder for maps of what influences the similarity", metavar="DIR"
     )
-    audit: bool = flag(False, "list: what was done with the gallery, instead of its people")
+    audit: bool = flag(False, "list: the audit trail, instead of the people")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -92,7 +92,7 @@ def digest(path: Path) -> str:
 
 
 def find_people(source: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the photos of each person, and a message per file that is no person's photo.
+    """Return the photos of each person, and a message per file that is not a person's photo.
 
     Args:
         source: a folder with a subfolder per person, or a CSV with the columns image_path,id, whose
@@ -226,31 +226,22 @@ def read_probes(session: Session) -> tuple[list[Probe], list[str]]:
     hands = [hand for text in tables for hand in read_hands(Path(text))]
     hands += [Hand(photos)] if photos else []
     found = [embed(session.predictor, hand, session.config.num_workers) for hand in hands]
-    return [probe for probe, _ in found], [
-        *failures,
-        *(text for _, texts in found for text in texts),
-    ]
+    failures += [text for _, texts in found for text in texts]
+    return [probe for probe, _ in found], failures
 
 
 def search_hands(session: Session, probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """Return what `search` prints of each hand, and record it in the audit trail."""
+    """Return a record for each hand, as `search` prints it, and extend the audit trail."""
     gallery, threshold = session.gallery, session.predictor.threshold
     vectors, records = np.stack([fuse(probe.embeddings) for probe in probes]), []
     with gallery.change():  # nobody is enrolled or removed meanwhile
         names, n_chunks = gallery.people(), -(-gallery.n_photos() // ROWS_PER_CHUNK)
         if not names:
             raise UserError(f"nobody is enrolled: {gallery.path}. Enroll people first")
-        chunks = tqdm(
-            gallery.chunks(),
-            *("search", n_chunks),
-            leave=False,
-            disable=None,
-            unit="photo",
-            unit_scale=ROWS_PER_CHUNK,
-        )
-        for probe, vector, scores in zip(
-            probes, vectors, search(chunks, vectors, max(names) + 1), strict=True
-        ):
+        unit: dict[str, Any] = {"unit": "photo", "unit_scale": ROWS_PER_CHUNK}
+        chunks = tqdm(gallery.chunks(), "search", n_chunks, leave=False, disable=None, **unit)
+        similarity = search(chunks, vectors, max(names) + 1)
+        for probe, vector, scores in zip(probes, vectors, similarity, strict=True):
             candidates: list[dict[str, Any]] = []
             ranking = np.argsort(-scores, kind="stable").tolist()
             for person in ranking[: min(session.config.top_k, len(names))]:
@@ -307,7 +298,7 @@ def find_side(session: Session, text: str) -> Probe:
 
 
 def compare(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
-    """Return what `verify` prints of two hands.
+    """Return the record that `verify` prints.
 
     Raises:
         UserError: both show the same photo.
@@ -346,17 +337,15 @@ def run_verify(config: GalleryConfig) -> int:
 
 
 def write_maps(predictor: HandPredictor, sides: Sequence[Probe], folder: Path) -> None:
-    """Write what of each photo influences its similarity to the hand on the other side.
+    """Write a map for each photo of its similarity to the hand on the other side.
 
     Raises:
-        UserError: an enrolled photo is not what it was; then nothing is written.
+        UserError: an enrolled photo has changed; then nothing is written.
     """
     for side in sides:
         for path, sha256 in zip(side.paths, side.hashes, strict=True):
             if digest(path) != sha256:
-                raise UserError(
-                    f"no map, as it has changed since its enrolment: {path}. Restore it"
-                )
+                raise UserError(f"no map: changed since its enrolment: {path}. Restore it")
     explainer, maps, titles, rows = Explainer(predictor.predictor), {}, {}, []
     for number, (side, other) in enumerate((sides, sides[::-1]), 1):
         for i, path in enumerate(side.paths, 1):
@@ -379,7 +368,7 @@ def find_calibration(checkpoint: Path) -> Results | None:
 
 
 def likelihood_ratio(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]:
-    """Return what `verify` prints of the likelihood ratio; null values and why there is none."""
+    """Return the fields of the likelihood ratio, or null values and the reason."""
     found = dict.fromkeys(("log10_likelihood_ratio", "likelihood_ratio", "bounds", "support"))
     results = find_calibration(checkpoint)
     if results is None:
@@ -421,7 +410,7 @@ def run_list(config: GalleryConfig) -> int:
 
 
 def run_remove(config: GalleryConfig) -> int:
-    """Remove people and everything about them but their ids in the audit trail."""
+    """Remove people; only their ids stay, in the audit trail."""
     n_photos = Gallery(config.gallery).remove(config.inputs)
     print_json({"people_removed": len(config.inputs), "photos_removed": n_photos})
     return 0

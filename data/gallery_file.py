@@ -1,4 +1,4 @@
-"""A gallery: known people, their photos and embeddings, in one SQLite file; and its search."""
+"""A gallery in one SQLite file: people, paths and embeddings of their photos; and its search."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Gallery:
         return None
 
     def enroll(self, name: str, photos: Sequence[Entry]) -> int:
-        """Add photos of a person in one transaction; return how many were not yet there."""
+        """Add photos of a person in one transaction; return the number of new ones."""
         n_new = 0
         with self.change():
             for photo in photos:
@@ -167,7 +167,7 @@ class Gallery:
         return n_new
 
     def remove(self, names: Sequence[str]) -> int:
-        """Remove people; return the number of their photos. Neither is in the file any more.
+        """Remove people and their photos from the file; return the number of photos.
 
         Raises:
             UserError: a person is not enrolled; then nobody is removed.

@@ -34,7 +34,7 @@ class Explanation(NamedTuple):
     outside_hand: fraction of the map's sum on the background; NaN: no white background found, or
         the map is 0.
     randomised_correlation: Spearman's, with the map of the model with shuffled weights; NaN: one
-        of the maps is constant. Near 1 the map does not depend on what was learnt.
+        of the maps is constant. Near 1: the map does not depend on the training.
     overlay: (image_size, image_size, 3) uint8, the map over the photo.
     """
 
@@ -138,8 +138,8 @@ class Explainer:
         other = torch.from_numpy(reference).to(self.predictor.device).float()
 
         def score(embeddings: Tensor, _: Any) -> Tensor:
-            # the gradient of the length, too, would only compare places of the photo: the map's
-            # mean would be 0, and identical photos would have none
+            # length held constant: its gradient would make the map's mean 0, and the maps of
+            # identical photos empty
             return embeddings / embeddings.detach().norm() @ (other / other.norm())
 
         return self._explain(photo, {"similarity": score})["similarity"]

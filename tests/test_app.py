@@ -17,7 +17,7 @@ import pytest
 
 import app
 import gallery
-from app import AppConfig, Desk, open_desk, render
+from app import Actions, AppConfig, load_actions, render
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -30,8 +30,8 @@ def photos(split_root: Path) -> list[str]:
 
 
 @pytest.fixture
-def desk(tiny_checkpoint: Path, tmp_path: Path) -> Desk:
-    return open_desk(AppConfig(tiny_checkpoint, tmp_path / "hands.sqlite"))
+def actions(tiny_checkpoint: Path, tmp_path: Path) -> Actions:
+    return load_actions(AppConfig(tiny_checkpoint, tmp_path / "hands.sqlite"))
 
 
 def words(html: str) -> str:
@@ -39,50 +39,53 @@ def words(html: str) -> str:
 
 
 def test_a_hand_is_predicted_enrolled_found_and_compared(
-    desk: Desk, photos: list[str], tmp_path: Path
+    actions: Actions, photos: list[str], tmp_path: Path
 ) -> None:
-    prediction = desk.predictor.predict_hand(photos[:2])
-    text = words(html := render(desk.predict, photos[:2]))
+    prediction = actions.predictor.predict_hand(photos[:2])
+    text = words(html := render(actions.predict, photos[:2]))
     for task, name in prediction.classes.items():
         assert f"{name} ({prediction.probabilities[task][name]:.1%})" in text
     assert f"expected age {prediction.expected_age:.1f} years" in text
     assert html.count("data:image/jpeg") == 2 * len(prediction.classes)
-    assert "nobody is enrolled" in render(desk.search, photos[:1])
+    assert "nobody is enrolled" in render(actions.search, photos[:1])
     copies = [shutil.copy(photo, tmp_path) for photo in photos[:2]]
-    assert "Photos of Ada enrolled: 2" in render(desk.enroll, copies, " Ada ")
-    assert "Photos of Ada enrolled: 0" in render(desk.enroll, photos[:2], "Ada")
-    assert "already enrolled as Ada, not Eve" in words(render(desk.enroll, photos[:1], "Eve"))
-    html = render(desk.search, photos[:1])
+    assert "Photos of Ada enrolled: 2" in render(actions.enroll, copies, " Ada ")
+    assert "Photos of Ada enrolled: 0" in render(actions.enroll, photos[:2], "Ada")
+    assert "already enrolled as Ada, not Eve" in words(render(actions.enroll, photos[:1], "Eve"))
+    html = render(actions.search, photos[:1])
     assert "1 Ada 1.0000" in words(html)
     assert html.count("<img") == 1
     for copy in copies:
         Path(copy).unlink()
-    html = render(desk.search, photos[:1])  # as uploaded photos are deleted
+    html = render(actions.search, photos[:1])  # as uploaded photos are deleted
     assert "1 Ada 1.0000" in words(html)
     assert "<img" not in html
-    text = words(render(desk.compare, photos[:1], photos[1:]))
+    text = words(render(actions.compare, photos[:1], photos[1:]))
     assert "First hand and second hand: similarity only." in text
-    assert "the same photo on both sides" in render(desk.compare, photos[:1], photos[:1])
+    assert "the same photo on both sides" in render(actions.compare, photos[:1], photos[:1])
 
 
 def test_errors_are_lines_without_markup_and_folders(
-    desk: Desk, photos: list[str], tmp_path: Path
+    actions: Actions, photos: list[str], tmp_path: Path
 ) -> None:
     upload = tmp_path / f"{app.FOLDER_PREFIX}x" / "0a"
     upload.mkdir(parents=True)
     bad = upload / "<b>note.jpg"
     bad.write_text("not a photo")
-    for html in (render(desk.predict, [str(bad)]), render(desk.predict, [photos[0], str(bad)])):
+    for html in (
+        render(actions.predict, [str(bad)]),
+        render(actions.predict, [photos[0], str(bad)]),
+    ):
         assert html.count(">error:") == 1
         assert "&lt;b&gt;note.jpg" in html
         assert str(upload) not in html
-    assert "error: hand: 0 photos. Give 1 to 20" in render(desk.predict, None)
-    assert "error: hand: 21 photos. Give 1 to 20" in render(desk.predict, photos[:1] * 21)
-    assert "error: the photos were deleted" in render(desk.predict, [*photos, "gone.jpg"])
-    assert "error: no name." in render(desk.enroll, photos[:1], " ")
-    assert desk.session
-    desk.session.gallery.path.write_bytes(b"damaged" * 1000)
-    assert "error: file is not a database" in render(desk.search, photos[:1])
+    assert "error: hand: 0 photos. Give 1 to 20" in render(actions.predict, None)
+    assert "error: hand: 21 photos. Give 1 to 20" in render(actions.predict, photos[:1] * 21)
+    assert "error: the photos were deleted" in render(actions.predict, [*photos, "gone.jpg"])
+    assert "error: no name." in render(actions.enroll, photos[:1], " ")
+    assert actions.session
+    actions.session.gallery.path.write_bytes(b"damaged" * 1000)
+    assert "error: file is not a database" in render(actions.search, photos[:1])
 
 
 def test_a_missing_package_and_a_foreign_file_are_one_line(
@@ -99,7 +102,7 @@ def test_a_missing_package_and_a_foreign_file_are_one_line(
     assert "error: app.py needs the package gradio" in capsys.readouterr().err
     (tmp_path / "foreign.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(app.UserError, match="cannot use the gallery"):
-        open_desk(AppConfig(tiny_checkpoint, tmp_path / "foreign.sqlite"))
+        load_actions(AppConfig(tiny_checkpoint, tmp_path / "foreign.sqlite"))
 
 
 def free_port() -> int:
