@@ -275,7 +275,7 @@ def test_half_is_compared_by_embeddings(root: Path, tmp_path: Path, children: Ch
     assert (line["protocol"], line["split"]) == ("half", "test")
     assert np.isnan(line["fold"])
     assert line["identity_rank_1_chance"] == pytest.approx(1 / 3)
-    assert " %) among 3 |" in (tmp_path / "out" / "table.md").read_text()
+    assert "%) among 3 |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_repeats_of_lists_are_averaged_with_their_standard_deviation(
