@@ -136,7 +136,7 @@ def train_flag(name: str) -> Any:
 class BenchmarkConfig:
     """The flags of benchmark.py."""
 
-    attributes_file: Path = train_flag("attributes_file")
+    attributes_file: Path = flag(Path("./11k/sub_dataset/dorsal_dr.csv"), "CSV of the hand aspect")
     parts: tuple[str, ...] = flag(
         STEADY_PARTS, "what to measure (see above)", choices=PARTS, nargs="+"
     )
@@ -174,7 +174,7 @@ class BenchmarkConfig:
         optimised = {name: getattr(self, name) for name in BASELINE if name != "fast_decode"}
         chosen = BASELINE if variant == "baseline" else optimised
         return TrainConfig(
-            attributes_file=self.attributes_file,
+            attributes_file=(self.attributes_file,),
             backbone=backbone,
             pretrained=False,
             image_size=self.image_size,

@@ -43,7 +43,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data.splits import PROTOCOLS, SplitFiles, locate
+from data.splits import PROTOCOLS, SplitFiles, locate, trained_files
 from dataset_11k import TASKS, warn_once
 from engine.checkpoint import (
     MAY_CHANGE_ON_RESUME,
@@ -51,6 +51,7 @@ from engine.checkpoint import (
     check_resumable,
     describe_checkpoint,
     evaluation_dir,
+    is_last_epoch,
     is_unused,
     list_checkpoints,
     read_epochs,
@@ -314,16 +315,18 @@ def read_evaluation(cell: Cell, folder: Path) -> EvaluatedRun | None:
 
 def find_evaluation(run: PlannedRun) -> EvaluatedRun | None:
     """Return the evaluation of the run's reported split; None unless training has finished."""
-    best = best_checkpoint(run.folder)
-    last = max((epoch for epoch, _ in list_checkpoints(run.folder)), default=0)
-    if best is None or not (run.added or last >= run.settings["N_epochs"]):
+    best, found = best_checkpoint(run.folder), list_checkpoints(run.folder)
+    if best is None:
+        return None
+    last, best_epoch = max(epoch for epoch, _ in found), max(e for e, is_best in found if is_best)
+    if not (run.added or is_last_epoch(last, best_epoch, run.settings)):
         return None
     split = PROTOCOLS[run.cell.protocol].splits[-1]
     folder = evaluation_dir(best, run.cell.aspect, split)
     if not run.added and not (folder / "report.html").is_file():  # test.py writes it last
         return None
-    found = read_evaluation(run.cell, folder)
-    return found if found and found.metrics["checkpoint"] == best.name else None
+    evaluated = read_evaluation(run.cell, folder)
+    return evaluated if evaluated and evaluated.metrics["checkpoint"] == best.name else None
 
 
 # ----------------------------------------------------------------------------- planning
@@ -349,7 +352,7 @@ def plan_runs(
             config.seeds, folds, config.backbones, config.recipes
         ):
             cell = Cell(aspect, protocol, backbone, fold, seed, recipe)
-            own = {"attributes_file": attributes, **cell._asdict()}
+            own = {"attributes_file": (attributes,), **cell._asdict()}
             own |= {"backbone_weights": config.weights.get(backbone)}
             del own["aspect"]
             train_config = build_config(parser, TrainConfig, with_recipe({**given, **own}))
@@ -392,17 +395,19 @@ def plan_added(folder: Path, root: Path) -> PlannedRun:
     state = describe_checkpoint(best)
     stored = (read_run(folder) if has_config(folder) else state)["config"]
     n_done = max(max(epoch for epoch, _ in list_checkpoints(folder)), len(read_epochs(folder)))
-    if n_done < stored["N_epochs"]:
+    if not is_last_epoch(n_done, state["epoch"], stored):
         raise UserError(
             f"--add: training stopped at epoch {n_done} of {stored['N_epochs']}: {folder}. Finish"
             f" it with: python train.py --resume {folder}"
         )
     fold = (stored["fold"] or 0) if PROTOCOLS[stored["protocol"]].folds > 1 else None
     recipe = stored.get("recipe", "published")  # earlier versions had no other
+    if len(trained_files(stored)) > 1:
+        raise UserError(f"--add: trained on {state['aspect']}: {folder}. Add runs of one aspect")
     own = (stored["backbone"], fold, stored["seed"], recipe)
     cell = Cell(state["aspect"], stored["protocol"], *own)
     attributes = root / "sub_dataset" / f"{cell.aspect}.csv"
-    here = {"attributes_file": str(attributes), "device": "auto"}
+    here = {"attributes_file": [str(attributes)], "device": "auto"}
     run = PlannedRun(cell, folder, {**stored, **here}, added=True)
     if find_evaluation(run) is None and not attributes.is_file():
         raise UserError(
@@ -446,7 +451,7 @@ def check_distinct(runs: Sequence[PlannedRun]) -> None:
 def train_command(run: PlannedRun, flags: Sequence[str]) -> list[str]:
     """Return the command that starts or resumes the run; `flags` are given to all runs."""
     command = [sys.executable, str(HERE / "train.py")]
-    command += ["--attributes_file", run.settings["attributes_file"]]
+    command += ["--attributes_file", *run.settings["attributes_file"]]
     command += ["--resume" if has_config(run.folder) else "--run_dir", str(run.folder)]
     for name in ("recipe", "protocol", "fold", "backbone", "backbone_weights", "seed"):
         value = run.settings[name]
@@ -457,7 +462,7 @@ def train_command(run: PlannedRun, flags: Sequence[str]) -> list[str]:
 def test_command(run: PlannedRun) -> list[str]:
     """Return the command that evaluates the run's best checkpoint."""
     command = [sys.executable, str(HERE / "test.py")]
-    command += ["--attributes_file", run.settings["attributes_file"]]
+    command += ["--attributes_file", *run.settings["attributes_file"]]
     command += ["--checkpoint", str(best_checkpoint(run.folder))]
     for name in ("device", "num_workers"):
         command += [f"--{name}", str(run.settings[name])]

@@ -351,6 +351,7 @@ class PhotoReader:
     image_size: side of the result in pixels; above --image_size where it is cropped at random.
     decode_size: as in `open_photo`.
     resampling: filter of the resize.
+    mirror: whether photos are mirrored, as a left hand for a model of right hands.
 
     Source: github.com/nathanlem1/IGAE-Net, train.py lines 93-110.
     """
@@ -358,6 +359,7 @@ class PhotoReader:
     image_size: int
     decode_size: int = 0
     resampling: Image.Resampling = Image.Resampling.BICUBIC
+    mirror: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -367,7 +369,8 @@ class PhotoReader:
     def read(self, photo: Photo) -> Image.Image:
         """Return the photo, (image_size, image_size), with its `info["warnings"]`."""
         rgb = open_photo(photo, self.decode_size)
-        return rgb.resize((self.image_size, self.image_size), self.resampling)
+        square = rgb.resize((self.image_size, self.image_size), self.resampling)
+        return ImageOps.mirror(square) if self.mirror else square
 
 
 # ----------------------------------------------------------------------------- augmentation
@@ -486,7 +489,8 @@ class HandsDataset(Dataset[Item]):
     """The photos of a split.
 
     Args:
-        samples: as `data.tables.read_samples` returns them.
+        samples: as `data.tables.read_samples` returns them; with the column mirrored, photos where
+            it is true are mirrored before everything else.
         folder: folder of the photos.
         label_space: turns class names into indices.
         reader: reads photos at the size of the model's input, or larger for random crops.
@@ -503,6 +507,7 @@ class HandsDataset(Dataset[Item]):
         augmentation: Augmentation | None = None,
     ) -> None:
         self.names = samples["name"].tolist()
+        self.mirrored = samples.get("mirrored", pd.Series(False, samples.index)).to_numpy(bool)
         self.labels = torch.from_numpy(label_space.encode(samples))
         self.folder = folder
         self.reader = reader
@@ -514,22 +519,24 @@ class HandsDataset(Dataset[Item]):
         """Return the number of samples."""
         return len(self.names)
 
-    def read(self, row: int, seed: int) -> torch.Tensor:
-        """Return a photo, (H, W, 3) uint8, augmented unless that is done for whole batches.
+    def pixels(self, row: int) -> np.ndarray:
+        """Return a photo before its augmentation, (H, W, 3) uint8.
 
         Raises:
             UserError: the photo cannot be decoded.
         """
-        by_photo = self.augmentation is not None and not self.augmentation.by_batch
-        if self.cached is not None and not by_photo:
-            return torch.from_numpy(self.cached[row])
         if self.cached is not None:
-            photo = Image.fromarray(self.cached[row])
+            found = self.cached[row]
         else:
-            photo = self.reader.read(self.folder / self.names[row])
-        if self.augmentation is not None and by_photo:
-            photo = self.augmentation.augment_photo(photo, seed)
-        return torch.from_numpy(np.array(photo))
+            found = np.array(self.reader.read(self.folder / self.names[row]))
+        return found[:, ::-1].copy() if self.mirrored[row] else found
+
+    def read(self, row: int, seed: int) -> torch.Tensor:
+        """Return a photo, (H, W, 3) uint8, augmented unless that is done for whole batches."""
+        pixels = self.pixels(row)
+        if self.augmentation is not None and not self.augmentation.by_batch:
+            pixels = np.array(self.augmentation.augment_photo(Image.fromarray(pixels), seed))
+        return torch.from_numpy(pixels)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Item:
         """Return the batch of photos with these (row, augmentation seed) keys."""

@@ -95,6 +95,7 @@ def describe(state: Mapping[str, Any], predictor: Predictor) -> dict[str, str]:
     return {
         "classes": json.dumps(predictor.label_space.names, ensure_ascii=False),
         "mean_ages": json.dumps(state["training"]["mean_ages"]),
+        "mirror": state["config"].get("mirror", "none"),
         "image_size": str(size),
         "resize": f"upright RGB, bicubic with antialiasing (Pillow) to {size} x {size} whatever the"
         " aspect ratio",

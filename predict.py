@@ -38,8 +38,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
-from data.splits import check_photos, fingerprint, locate
-from data.tables import Rule, check_cells, read_csv, read_samples
+from data.splits import check_photos, fingerprint, read_run_samples, run_files, trained_files
+from data.tables import Rule, check_cells, read_csv
 from dataset_11k import (
     AGE_GROUPS,
     TASKS,
@@ -79,6 +79,7 @@ ANNOTATED_WIDTH = 640  # pixels
 AGE_COVERAGE = 0.9  # probability of the age groups in the interval
 ATYPICAL = 0.01  # typicality below which a photo is warned of
 DEFAULT_FPIR = 0.1
+HANDS = ("right", "left")
 MAP_NUMBERS = ("outside_hand", "randomised_correlation")  # fields of an `Explanation`
 
 
@@ -91,6 +92,9 @@ class LoadingConfig:
     )
     attributes_file: Path | None = flag(
         None, "CSV of the training, if it has moved: its photos are embedded once, for typicality"
+    )
+    hand: str = flag(
+        "right", "hand in the photos; matters after train.py --mirror left", choices=HANDS
     )
     batch_size: int | None = flag(None, f"photos per forward pass ({loop.BATCH_SIZE_HELP})")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
@@ -495,6 +499,7 @@ def load_predictor(
     *,
     fpir: float = DEFAULT_FPIR,
     attributes_file: Path | str | None = None,
+    hand: str = "right",
     device: str = "auto",
     amp: str | None = None,
     batch_size: int | None = None,
@@ -509,6 +514,7 @@ def load_predictor(
         checkpoint: checkpoint-NNNNNN.pth of train.py.
         fpir: false-positive identification rate at which a person is called unknown.
         attributes_file: CSV of the training, if it has moved.
+        hand: in the photos; left hands are mirrored if the training mirrored them.
         device: auto, cuda, mps or cpu.
         amp: mixed precision; None: as in training.
         batch_size: photos per forward pass; None: the default of the device.
@@ -516,19 +522,24 @@ def load_predictor(
 
     Raises:
         UserError: the checkpoint cannot be used.
-        ValueError: fpir is out of range.
+        ValueError: an argument is out of range.
     """
+    if hand not in HANDS:
+        raise ValueError(f"hand must be right or left, not {hand}")
     if not 0 < fpir < 1:
         raise ValueError(f"fpir must be between 0 and 1, not {fpir}")
     path = Path(checkpoint)
     state = load_checkpoint(path, mapped=True)
     predictor = loop.build_predictor(state, device=device, amp=amp, batch_size=batch_size)
-    source = Path(attributes_file or state["config"]["attributes_file"])
+    source = Path(attributes_file or trained_files(state["config"])[0])
     try:
         reference = load_reference(path, state, predictor, source, num_workers)
     except UserError as error:
         logger.warning("no typicality, no decision `unknown`: %s", error)
         reference = None
+    if hand == "left" and state["config"].get("mirror") == "left":
+        reader = dataclasses.replace(predictor.reader, mirror=True)
+        predictor = dataclasses.replace(predictor, reader=reader)
     mean_ages = np.array(state["training"]["mean_ages"], dtype=np.float64)
     return HandPredictor(predictor, mean_ages, reference, fpir)
 
@@ -551,17 +562,17 @@ def load_reference(
         if str(stored["model"]) == model:
             return TrainingReference(**{name: stored[name] for name in stored if name != "model"})
     config = state["config"]
-    files = locate(attributes_file, config["protocol"], config["fold"] or 0)
+    files = run_files(attributes_file, config)
     found = []
     for split in ("train", "val"):
-        source = files.split(split)
-        samples = read_samples(source)
+        source = files[0].split(split)
+        samples = read_run_samples(files, split, config)
         if fingerprint(samples) != state["fingerprints"][split]:
             raise UserError(f"changed since the training: {source}. Give its --attributes_file")
-        check_photos(samples, files.photos, source)
+        check_photos(samples, files[0].photos, source)
         logger.info("typicality: embedding %d photos of %s, once", len(samples), split)
         dataset = HandsDataset(
-            samples, files.photos, predictor.label_space, reader=predictor.reader
+            samples, files[0].photos, predictor.label_space, reader=predictor.reader
         )
         size = predictor.batch_size
         predictions = loop.predict_split(

@@ -25,6 +25,7 @@ import pandas as pd
 
 from data.cache import name_all_broken_photos
 from data.splits import (
+    LEFT,
     PROTOCOLS,
     SplitFiles,
     check_photos,
@@ -36,13 +37,15 @@ from data.splits import (
     locate,
     missing_photos,
     permute_labels,
+    read_run_samples,
+    run_files,
+    trained_files,
 )
 from data.tables import (
     further_columns,
     parse_samples,
     read_csv,
     read_hand_info,
-    read_samples,
 )
 from dataset_11k import TASKS, HandsDataset, build_loader, class_names
 from engine.checkpoint import evaluation_dir, load_checkpoint, without_tensors
@@ -152,12 +155,22 @@ def is_permuted(state: State) -> bool:
     return bool(state["config"]["permute_labels"])
 
 
-def read_split(files: SplitFiles, split: str, state: State) -> pd.DataFrame:
+def read_split(files: Sequence[SplitFiles], split: str, state: State) -> pd.DataFrame:
     """Return the samples of a split with the labels that the training used."""
-    samples = read_samples(files.split(split))
+    samples = read_run_samples(files, split, state["config"])
     if not is_permuted(state):
         return samples
-    return permute_labels(samples, read_samples(files.attributes), state["config"]["seed"])
+    return permute_labels(samples, read_everyone(files[0], state), state["config"]["seed"])
+
+
+def read_all(scope: Scope, split: str, state: State) -> pd.DataFrame:
+    """Return the samples of a split of all aspects that were trained on."""
+    return read_split(run_files(scope.files.attributes, state["config"]), split, state)
+
+
+def read_everyone(files: SplitFiles, state: State) -> pd.DataFrame:
+    """Return all samples of the aspects that were trained on; `files` are of one of them."""
+    return read_run_samples(run_files(files.attributes, state["config"]), None, state["config"])
 
 
 def choose_split(asked: str | None, protocol: str) -> str:
@@ -174,7 +187,7 @@ def check_people(state: State, scope: Scope, checkpoint: Path) -> None:
     In an unseen split of the protocol all people must be unseen; elsewhere identity, if it was
     trained, must know everybody.
     """
-    here, everyone = set(scope.samples["id"]), set(read_samples(scope.files.attributes)["id"])
+    here, everyone = set(scope.samples["id"]), set(read_everyone(scope.files, state)["id"])
     if scope.unseen:
         both = sorted(set(state["training"]["people"]) & here)
         if both:
@@ -199,16 +212,17 @@ def read_scope(config: EvalConfig, state: State) -> Scope:
     protocol, fold = state["config"]["protocol"], state["config"]["fold"] or 0
     split, tasks = choose_split(config.split, protocol), tuple(state["label_space"])
     files = locate(config.attributes_file, protocol, fold)
-    if files.aspect != state["aspect"]:
+    aspects = [Path(path).stem for path in trained_files(state["config"])]
+    if files.aspect not in aspects:
         raise UserError(
             f"{config.checkpoint} was trained on {state['aspect']}, not {files.aspect}:"
             f" --attributes_file {config.attributes_file}. Give"
-            f" {config.attributes_file.with_stem(state['aspect'])}, or the other aspect as"
+            f" {config.attributes_file.with_stem(aspects[0])}, or the other aspect as"
             " --test_attributes_file"
         )
     if config.test_attributes_file is not None:
         return read_cross_hand(config, state, split)
-    scope = Scope(files, split, read_split(files, split, state), tasks)
+    scope = Scope(files, split, read_split([files], split, state), tasks)
     check_people(state, scope, config.checkpoint)
     return check_samples(scope)
 
@@ -218,15 +232,17 @@ def read_cross_hand(config: EvalConfig, state: State, split: str) -> Scope:
     other = config.test_attributes_file
     assert other is not None
     files = locate(other, state["config"]["protocol"], state["config"]["fold"] or 0)
-    if files.aspect == state["aspect"]:
+    if files.aspect in [Path(path).stem for path in trained_files(state["config"])]:
         raise UserError(f"--test_attributes_file {other} is the aspect of the training. Omit it")
     if is_permuted(state):
         raise UserError(
             f"{config.checkpoint} was trained with --permute_labels: its labels mean nothing on"
             " another aspect. Omit --test_attributes_file"
         )
-    samples = read_split(files, split, state)
-    unseen = samples[~samples["id"].isin(state["training"]["people"])].reset_index(drop=True)
+    samples = read_split([files], split, state)
+    trained = {person.removesuffix(LEFT) for person in state["training"]["people"]}
+    seen = samples["id"].str.removesuffix(LEFT).isin(trained)
+    unseen = samples[~seen].reset_index(drop=True)
     n_left_out = samples["id"].nunique() - unseen["id"].nunique()
     tasks = tuple(task for task in state["label_space"] if task != "identity")
     return check_samples(Scope(files, split, unseen, tasks, True, n_left_out))
@@ -270,7 +286,7 @@ def training_samples(state: State, scope: Scope) -> pd.DataFrame | None:
     """Return the samples that were trained on; None if their file is gone or has changed."""
     if scope.cross_hand or not scope.files.split("train").is_file():
         return None
-    samples = read_split(scope.files, "train", state)
+    samples = read_all(scope, "train", state)
     return samples if fingerprint(samples) == state["fingerprints"]["train"] else None
 
 
@@ -421,9 +437,9 @@ def val_arrays(
     unseen = scope.is_matched and "val" in PROTOCOLS[scope.files.protocol].unseen
     if scope.split != "test" or not unseen or not path.is_file():
         return {}
-    samples = read_split(scope.files, "val", state)
-    if fingerprint(samples) != state["fingerprints"]["val"]:
+    if fingerprint(read_all(scope, "val", state)) != state["fingerprints"]["val"]:
         return {}
+    samples = read_split([scope.files], "val", state)
     check_photos(samples, scope.files.photos, path)
     return {
         "val_embedding": predict(config, predictor, samples, scope.files.photos).embeddings,
@@ -449,7 +465,7 @@ def training_arrays(
     if scope.is_matched:
         found["training_embedding"] = predict(config, predictor, trained, photos).embeddings
     # Of the whole aspect, so that all protocols and folds share the cached features.
-    everyone = read_samples(scope.files.attributes)
+    everyone = read_everyone(scope.files, state)
     everyone = pd.concat([everyone, scope.samples, trained]).drop_duplicates("name")
     everyone = everyone[~everyone["name"].isin(missing_photos(everyone, photos))]
     try:
@@ -474,7 +490,7 @@ def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
     split, protocol = scope.split, scope.files.protocol
     unchanged, leaked = None, None
     if not scope.cross_hand:
-        unchanged = fingerprint(scope.samples) == state["fingerprints"].get(split)
+        unchanged = fingerprint(read_all(scope, split, state)) == state["fingerprints"].get(split)
     trained = training_samples(state, scope)
     if trained is not None and split != "train":
         names = pd.concat([scope.samples["name"], trained["name"]])

@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from data.cache import attach_cache, copy_to_device, name_all_broken_photos
-from data.splits import PROTOCOLS, Data, describe_overlap, read_data
+from data.splits import PROTOCOLS, Data, describe_overlap, read_data, trained_files
 from dataset_11k import (
     SAMPLERS,
     TASKS,
@@ -52,6 +52,7 @@ from engine.checkpoint import (
     create_run_dir,
     describe_checkpoint,
     describe_training,
+    is_last_epoch,
     last_checkpoint,
     list_checkpoints,
     lock_run,
@@ -143,7 +144,17 @@ class TrainConfig:
     Source: github.com/nathanlem1/IGAE-Net, train.py; arXiv 2303.15263, section IV.
     """
 
-    attributes_file: Path = flag(Path("./11k/sub_dataset/dorsal_dr.csv"), "CSV of the hand aspect")
+    attributes_file: tuple[Path, ...] = flag(
+        (Path("./11k/sub_dataset/dorsal_dr.csv"),), "CSV of each hand aspect to train on", nargs="+"
+    )
+    mirror: str = flag(
+        "none", "hands whose photos are mirrored, so that all look right", choices=("none", "left")
+    )
+    identity_per: str = flag(
+        "person",
+        "whether both hands of a person are one identity, or each its own",
+        choices=("person", "hand"),
+    )
     recipe: str = flag(
         "published", "set of flag values; flags that are given override it", choices=tuple(RECIPES)
     )
@@ -194,6 +205,9 @@ class TrainConfig:
     batch_size: int = flag(20, "photos per step, of all ranks together")
     N_epochs: int = flag(50, "epochs")
     eval_every: int = flag(5, "epochs between evaluations; the last is always evaluated")
+    patience: int | None = flag(
+        None, "stop after this many evaluations without a better one (default: never)"
+    )
     label_smoothing: float = flag(0.1, "share of the target spread over all classes")
     loss_weights: tuple[float, ...] = flag(
         (),
@@ -215,7 +229,7 @@ class TrainConfig:
     sync_bn: bool = flag(False, "batch norm over the photos of all GPUs, not of each")
     amp: str = flag(
         "auto",
-        "mixed precision; auto: bf16 where the GPU or CPU has it natively, fp16 on older GPUs",
+        "mixed precision; auto: on CUDA bf16, on older GPUs fp16; elsewhere off",
         choices=AMP_MODES,
     )
     compile: bool = flag(False, "compile the backbone: a start of minutes, faster steps")
@@ -253,6 +267,8 @@ class TrainConfig:
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise ValueError(f"--{name} must be in [0, {most:g}], not {getattr(self, name)}")
         check_workers(self.num_workers)
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"--patience must be at least 1, not {self.patience}")
         if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
             raise ValueError(f"--clip_grad must be a number above 0, not {self.clip_grad}")
         weights = self.loss_weights or (1.0,)
@@ -265,6 +281,9 @@ class TrainConfig:
             f"--image_size must be at most {MAX_IMAGE_SIZE}": self.image_size > MAX_IMAGE_SIZE,
             f"--seed must be below 2**64, not {self.seed}": self.seed >= 2**64,
             "--accumulate must be at most --batch_size": self.accumulate > self.batch_size,
+            "--attributes_file names an aspect twice": (
+                len({path.stem for path in self.attributes_file}) < len(self.attributes_file)
+            ),
             "--tasks names a task twice": len(set(self.tasks)) < len(self.tasks),
             "--cache_dir has no effect with --no-cache": self.cache_dir and not self.cache,
             "--backbone_weights and --no-pretrained contradict each other": (
@@ -276,6 +295,9 @@ class TrainConfig:
             "--resume names the run's folder; leave --run_dir out": self.resume and self.run_dir,
             f"--fit {self.fit} needs --neck": self.fit != "never" and not self.neck,
             f"--neck must be at most {MAX_NECK}": self.neck > MAX_NECK,
+            "--fit first_last needs the last epoch; leave --patience out": (
+                self.fit == "first_last" and self.patience is not None
+            ),
         }
         for message, is_wrong in contradictions.items():
             if is_wrong:
@@ -632,6 +654,10 @@ def train(
             log_epoch(record, config.N_epochs, board)
             append_line(run.folder / "metrics.jsonl", json.dumps(record, allow_nan=False))
             run.save(record, temperature)
+        if is_last_epoch(epoch, run.best_epoch, vars(config)):
+            if epoch < config.N_epochs:
+                logger.info("stopped: %d evaluations without a better score", config.patience)
+            return
         start = time.perf_counter()
 
 
@@ -674,6 +700,7 @@ def read_run_data(config: TrainConfig, stored: Mapping[str, Any] | None = None) 
         config.fold or 0,
         tasks=tuple(stored["label_space"]) if stored else config.tasks,
         permutation_seed=config.seed if config.permute_labels else None,
+        config=config_to_json(config),
     )
     if stored or not config.loss_weights:
         return data
@@ -799,7 +826,7 @@ def prepare_run(
         "config": {**config_to_json(config), "run_dir": None, "resume": None},
         "resolved": config_to_json(resolved),
         "label_space": label_space.to_json(),
-        "aspect": config.attributes_file.stem,
+        "aspect": "+".join(path.stem for path in config.attributes_file),
         "fingerprints": data.fingerprints,
         "environment": {**describe_environment(device), "world_size": distributed.world_size},
         "commit": git_commit(),
@@ -853,8 +880,9 @@ def print_result(run: TrainingRun, config: TrainConfig, data: Data) -> None:
     if "test" in PROTOCOLS[config.protocol].splits:
         selected = "epoch selected on val, not on test"
     print(f"protocol {config.protocol}: {overlap}; {selected}")
-    evaluate = ["python", "test.py", "--attributes_file", str(config.attributes_file)]
-    print(f"evaluate it: {shlex.join([*evaluate, '--checkpoint', str(best)])}")
+    for path in config.attributes_file:
+        evaluate = ["python", "test.py", "--attributes_file", str(path), "--checkpoint", str(best)]
+        print(f"evaluate it: {shlex.join(evaluate)}")
     draw = ["python", "report.py", "--run_dir", str(run.folder)]
     print(f"draw the curves: {shlex.join(draw)}")
 
@@ -889,11 +917,12 @@ def parse_args(argv: Sequence[str] | None) -> tuple[TrainConfig, dict[str, Any] 
                 f"not the run's last checkpoint: --resume {resume}. Give {last[1]}; to continue"
                 " from the earlier one, copy it into a new folder"
             )
-    paths = {field.name for field in fields(TrainConfig) if "Path" in str(field.type)}
+    paths = {field.name for field in fields(TrainConfig) if "Path | None" in str(field.type)}
     values = {
         name: Path(value) if value is not None and name in paths else value
         for name, value in stored["config"].items()
     }
+    values["attributes_file"] = tuple(map(Path, trained_files(stored["config"])))
     config = build_config(parser, TrainConfig, {**values, **given})
     settings = config_to_json(config)
     check_resumable(resume, stored, settings={name: settings[name] for name in given})
@@ -906,12 +935,13 @@ def is_finished(config: TrainConfig, distributed: Distributed) -> bool:
     if path is None:
         return False
     state = describe_checkpoint(path, advice=advise_on_damage(path))
-    if state["epoch"] < config.N_epochs:
+    if not is_last_epoch(state["epoch"], state["best"]["epoch"], vars(config)):
         return False
     if distributed.is_main:
         with lock_run(path.parent):
             repair_run(path.parent, epoch=state["epoch"], best_epoch=state["best"]["epoch"])
-        print(f"{path.parent} is finished: {config.N_epochs} epochs. Give a larger --N_epochs")
+        larger = "--N_epochs" if state["epoch"] >= config.N_epochs else "--patience"
+        print(f"{path.parent} is finished: {state['epoch']} epochs. Give a larger {larger}")
     return True
 
 

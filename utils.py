@@ -238,11 +238,13 @@ def parse_config(
 
 def config_to_json(config: Any) -> dict[str, Any]:
     """Return the fields of a config dataclass as JSON types: paths as text, tuples as lists."""
-    values = dataclasses.asdict(config).items()
-    return {
-        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-        for k, v in values
-    }
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [convert(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: convert(value) for name, value in dataclasses.asdict(config).items()}
 
 
 # ----------------------------------------------------------------------------- device and seeds

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from data.tables import (
     warn_of_similar_ids,
     warn_of_unusual_ages,
 )
-from dataset_11k import TASKS, LabelSpace, class_names, split_columns
+from dataset_11k import ASPECTS, TASKS, LabelSpace, class_names, split_columns
 from utils import UserError, logger
 
 
@@ -82,6 +82,8 @@ PROTOCOLS = {
     ),
 }
 
+LEFT = " left"  # end of the id of a left hand that is an identity of its own
+
 LEAK_FRAMES = (1, 2, 5)  # distances in frame numbers; neighbouring frames are near-duplicates
 
 # What `leakage` returns.
@@ -111,6 +113,32 @@ def frame_numbers(names: pd.Series) -> pd.Series:
     """
     stems = names.str.rsplit("/", n=1).str[-1].str.replace(r"\.[^.]*$", "", regex=True)
     return stems.str.extract(r"([0-9]{1,15})[^0-9]*$", expand=False).astype(float)
+
+
+def label_hands(
+    samples: pd.DataFrame, files: SplitFiles, config: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return `samples` as a run of `config` uses them, with the column mirrored.
+
+    With --mirror left, it is true for photos of left hands. With --identity_per hand, left hands
+    have ids of their own.
+
+    Raises:
+        UserError: it is unknown which hands are left.
+    """
+    mirror, by_hand = config.get("mirror") == "left", config.get("identity_per") == "hand"
+    if not mirror and not by_hand:  # as are all checkpoints of earlier versions
+        return samples
+    hands = samples.get("aspectOfHand", pd.Series(ASPECTS.get(files.aspect, ""), samples.index))
+    is_left = hands.str.endswith("left")
+    if not (is_left | hands.str.endswith("right")).all():
+        raise UserError(
+            f"which hands are left is unknown: {files.attributes}. Add the column aspectOfHand"
+            f" ({', '.join(ASPECTS.values())}) to this file and its splits, or call the file as an"
+            f" aspect of 11k Hands ({', '.join(ASPECTS)}); or omit --mirror and --identity_per"
+        )
+    ids = samples["id"] + np.where(is_left & by_hand, LEFT, "")
+    return samples.assign(id=ids, mirrored=is_left & mirror)
 
 
 def permute_labels(samples: pd.DataFrame, everyone: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -257,6 +285,35 @@ def locate(attributes_file: Path, protocol: str, fold: int = 0) -> SplitFiles:
         )
     root = attributes_file.parent.parent if attributes_file.parent.name else folder.parent
     return SplitFiles(root, attributes_file.stem, protocol, fold)
+
+
+def run_files(attributes_file: Path, config: Mapping[str, Any]) -> list[SplitFiles]:
+    """Return the paths of all aspects that a run was trained on.
+
+    Args:
+        attributes_file: of one of them, perhaps moved since.
+        config: of the run, as in its checkpoint.
+    """
+    files = locate(attributes_file, config["protocol"], config["fold"] or 0)
+    names = [Path(path).stem for path in trained_files(config)]
+    return [files] if len(names) == 1 else [files._replace(aspect=name) for name in names]
+
+
+def trained_files(config: Mapping[str, Any]) -> list[str]:
+    """Return the attributes files of a run; checkpoints of earlier versions have a single one."""
+    paths = config["attributes_file"]
+    return [paths] if isinstance(paths, str) else paths
+
+
+def read_run_samples(
+    files: Sequence[SplitFiles], split: str | None, config: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return `label_hands` of the samples of a split of all `files`; None: of the whole aspects."""
+    parts = [
+        label_hands(read_samples(f.split(split) if split else f.attributes), f, config)
+        for f in files
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def missing_photos(samples: pd.DataFrame, folder: Path) -> list[str]:
@@ -437,33 +494,47 @@ def is_known(cells: pd.Series) -> pd.Series:
 
 
 def read_data(
-    attributes_file: Path,
+    attributes_files: Sequence[Path],
     protocol: str,
     fold: int = 0,
     *,
     tasks: Sequence[str] = (),
     permutation_seed: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Data:
     """Return the checked data of a run. Photos of the test split need not exist.
 
     Args:
-        attributes_file: <root>/sub_dataset/<aspect>.csv.
+        attributes_files: <root>/sub_dataset/<aspect>.csv of each aspect.
         protocol: of `PROTOCOLS`.
         fold: from 0.
         tasks: of `TASKS`; empty: all that have labels in train.
         permutation_seed: of `permute_labels`; None: true labels.
+        config: as in `label_hands`.
     """
-    files = locate(attributes_file, protocol, fold)
-    check_fold(files)
-    samples = {split: read_samples(files.split(split)) for split in PROTOCOLS[protocol].splits}
-    everyone = read_samples(attributes_file)
-    warn_of_unusual_ages(everyone, attributes_file)
-    warn_of_similar_ids(everyone, attributes_file)
-    check_splits(samples, everyone, files)
-    for split in ("train", "val"):
-        check_photos(samples[split], files.photos, files.split(split))
+    located = [locate(path, protocol, fold) for path in attributes_files]
+    parts = []
+    for files in located:
+        check_fold(files)
+        samples = {split: read_samples(files.split(split)) for split in PROTOCOLS[protocol].splits}
+        everyone = read_samples(files.attributes)
+        warn_of_unusual_ages(everyone, files.attributes)
+        warn_of_similar_ids(everyone, files.attributes)
+        check_splits(samples, everyone, files)
+        for split in ("train", "val"):
+            check_photos(samples[split], files.photos, files.split(split))
+        log_data(samples, everyone, files)
+        parts.append({**samples, "everyone": everyone})
+    check_aspects(parts, located)
+    samples = {
+        name: pd.concat(
+            [label_hands(p[name], f, config or {}) for p, f in zip(parts, located, strict=True)],
+            ignore_index=True,
+        )
+        for name in parts[0]
+    }
+    everyone, files = samples.pop("everyone"), located[0]
     tasks = choose_tasks(samples["train"], tasks, files.split("train"))
-    log_data(samples, everyone, files)
     if permutation_seed is not None:
         samples = {s: permute_labels(x, everyone, permutation_seed) for s, x in samples.items()}
         logger.info("labels are permuted between people: a baseline, not a result")
@@ -476,8 +547,40 @@ def read_data(
         LabelSpace.of_samples(everyone if protocol == "paper" else samples["train"], tasks),
         {split: fingerprint(part) for split, part in samples.items()},
         listed[~listed["name"].isin(absent)].reset_index(drop=True),
-        [*map(files.split, samples), attributes_file],
+        [*(f.split(split) for f in located for split in samples), *attributes_files],
     )
+
+
+def check_aspects(
+    parts: Sequence[Mapping[str, pd.DataFrame]], located: Sequence[SplitFiles]
+) -> None:
+    """Refuse aspects of which one trains on somebody who is unseen in another.
+
+    Args:
+        parts: samples of each aspect by split, and of `everyone`.
+        located: their files.
+    """
+    first, unseen = located[0], PROTOCOLS[located[0].protocol].unseen
+    names = ", ".join(str(files.attributes) for files in located)
+    if len({files.root.resolve() for files in located}) > 1:
+        raise UserError(f"attributes files of different data sets: {names}. Give those of one")
+    for part, files in zip(parts[1:], located[1:], strict=True):
+        check_same_labels(
+            part["everyone"],
+            parts[0]["everyone"],
+            files.attributes,
+            first.attributes,
+            "Make them equal",
+        )
+    for one, other in itertools.permutations(parts, 2):
+        for split in unseen:
+            both = set(one["train"]["id"]) & set(other[split]["id"])
+            if both:
+                raise UserError(
+                    f"{len(both)} people are in train of one aspect and in {split} of another"
+                    f" (first: {min(both)}): {names}, protocol {first.protocol}. Train on one"
+                    " aspect, or give --protocol subject-disjoint"
+                )
 
 
 def log_data(

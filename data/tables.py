@@ -286,7 +286,7 @@ def parse_samples(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         table: as `read_csv` returns it.
         path: its file, for messages.
     """
-    refuse_columns(table, ["name"], path)
+    refuse_columns(table, ["name", "mirrored"], path)
     paths, names = table["image_path"], photo_names(table["image_path"])
     legal = names.str.fullmatch(FILE_OR_SUBFOLDER)
     rule = Rule(legal, "a photo in Hands/ or in a subfolder of it")
@@ -312,7 +312,7 @@ def refuse_columns(table: pd.DataFrame, reserved: Sequence[str], path: Path) -> 
 
 def further_columns(samples: pd.DataFrame) -> list[str]:
     """Return the columns of an attributes file that are no task's: groups for reports."""
-    known = ("name", *split_columns())
+    known = ("name", "mirrored", *split_columns())
     return [str(c) for c in samples if c not in known and not is_unnamed(str(c))]
 
 

@@ -43,7 +43,7 @@ LOCK_SECONDS = 10  # the data-loading workers of a killed run hold its lock for 
 # Settings that may change on --resume. The samples are identified by fingerprints, not by path.
 MAY_CHANGE_ON_RESUME = (
     *("attributes_file", "cache", "cache_dir", "N_epochs", "device", "num_workers"),
-    *("amp", "compile", "resume", "run_dir"),
+    *("amp", "compile", "patience", "resume", "run_dir"),
 )
 
 # Types of what is read from config.json and checkpoints: a type, several, a dict of types by key,
@@ -427,6 +427,19 @@ def prune_checkpoints(run_dir: Path, *, epoch: int, best_epoch: int) -> None:
         stale = number != best_epoch if is_best else number != epoch and number % KEEP_EVERY
         if stale:
             path.unlink()
+
+
+def is_last_epoch(epoch: int, best_epoch: int, config: Mapping[str, Any]) -> bool:
+    """Return whether training ends after `epoch`, counted from 1.
+
+    Args:
+        epoch: number of epochs that are finished.
+        best_epoch: the best one of them.
+        config: N_epochs, eval_every, and patience, which earlier versions lack.
+    """
+    n_worse = epoch // config["eval_every"] - best_epoch // config["eval_every"]
+    patience = config.get("patience")
+    return epoch >= config["N_epochs"] or (patience is not None and n_worse >= patience)
 
 
 def repair_run(run_dir: Path, *, epoch: int, best_epoch: int) -> None:

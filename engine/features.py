@@ -134,6 +134,8 @@ def backbone_features(
     if cache_dir is None:
         return compute()
     model_hash = f"{digest_of(model.backbone)} {model.feature_widths} {amp} {timm.__version__}"
+    if dataset.mirrored.any():
+        model_hash += f" mirrored {hashlib.sha256(dataset.mirrored.tobytes()).hexdigest()}"
     return cached_features(cache_path(dataset, dataset.names, cache_dir, model_hash), compute)
 
 

@@ -944,7 +944,7 @@ def test_folders_without_labels_are_split_for_identity(
     assert "male" not in out  # groups without people are not printed
     lines = (own_root / PHOTOS).read_text().splitlines()
     assert (lines[0], lines[1], len(lines)) == ("image_path,id", "anna/0.heic,anna", 31)
-    data = read_data(own_root / PHOTOS, "paper")
+    data = read_data([own_root / PHOTOS], "paper")
     assert data.label_space.names == {"identity": ("anna", "ben", "carl")}
     assert len(data.samples["train"]) == len(data.samples["val"]) == 15
     first = written(own_root)
@@ -959,7 +959,7 @@ def test_labels_of_people_csv(own_root: Path, capsys: pytest.CaptureFixture[str]
     err = capsys.readouterr().err
     assert "people.csv names people without a folder: dora" in err
     assert "has people without labels in people.csv: carl" in err
-    data = read_data(own_root / PHOTOS, "stratified")
+    data = read_data([own_root / PHOTOS], "stratified")
     labels = data.samples["train"].drop_duplicates("id").set_index("id").sort_index()
     assert labels["gender"].tolist() == ["female", "", ""]
     assert labels["age"].fillna(0).tolist() == [30, 20, 0]
@@ -1006,9 +1006,9 @@ def test_every_protocol_of_an_attributes_file(own_root: Path, protocol: str) -> 
             assert not files.distractors.exists()
         if protocol == "subject-disjoint":
             with pytest.raises(UserError, match=r"^one person only: .*train\.csv\. Add people"):
-                read_data(path, protocol, fold)
+                read_data([path], protocol, fold)
         else:
-            assert read_data(path, protocol, fold).label_space.tasks == ("identity",)
+            assert read_data([path], protocol, fold).label_space.tasks == ("identity",)
 
 
 def test_identical_photos_in_two_splits_are_named(
@@ -1125,7 +1125,7 @@ def test_what_is_no_data_set_of_folders_or_attributes(
     error = errors_of(capsys, "--attributes_file", own_root / PHOTOS)
     assert error.startswith(f"1 of 30 photos of {own_root / PHOTOS} are missing from {hands}: anna")
     assert main(["--attributes_file", str(own_root / PHOTOS), "--skip_missing"]) == 0
-    assert len(read_data(own_root / PHOTOS, "paper").listed) == 29
+    assert len(read_data([own_root / PHOTOS], "paper").listed) == 29
     assert main(["--input", str(hands_root)]) == 0
     error = errors_of(capsys, "--attributes_file", hands_root / "sub_dataset" / "dorsal_dr.csv")
     assert error.endswith(f"Run: python dataset_11k_split.py --input {hands_root}")
@@ -1158,7 +1158,7 @@ def test_lists_decide_who_is_in_train_and_test(
             assert len(lost) == (fold == 0 and aspect == "dorsal")
             assert not {person for person, _ in train + val} & {person for person, _ in test}
             assert sorted(person for person, _ in val) == sorted(by_person(train))
-            data = read_data(attributes, "lists", fold)  # checks the splits
+            data = read_data([attributes], "lists", fold)  # checks the splits
             assert sorted(data.label_space.names["identity"]) == sorted(by_person(train))
     table = pd.read_csv(hands_root / "trainval" / "lists" / "leakage.csv")
     assert set(table[table["split"] == "test"]["person_in_train"]) == {0}

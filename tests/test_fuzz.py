@@ -331,7 +331,7 @@ def fuzz_one_split(root: Path, rng: Rng) -> str:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
     try:
-        run = read_data(root / SPLITS[0], "paper")
+        run = read_data([root / SPLITS[0]], "paper")
     except UserError:
         return "refused"
     space = run.label_space

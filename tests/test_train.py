@@ -150,7 +150,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_defaults_are_the_published_recipe() -> None:
     config = TrainConfig()
     published: dict[str, Any] = {"protocol": "paper", "backbone": "swin_t", "pretrained": True}
-    published |= {"attributes_file": Path("11k/sub_dataset/dorsal_dr.csv"), "image_size": 224}
+    published |= {"attributes_file": (Path("11k/sub_dataset/dorsal_dr.csv"),), "image_size": 224}
     published |= {"flip": 0.5, "jitter": 0.3, "sampler": "shuffle", "optimizer": "adam", "lr": 8e-4}
     published |= {"backbone_lr_scale": 0.1, "weight_decay": 5e-4, "warmup": True}
     published |= {"batch_size": 20, "N_epochs": 50, "eval_every": 5, "label_smoothing": 0.1}
@@ -372,6 +372,25 @@ def test_which_checkpoints_stay_while_it_runs(
         assert seen[epoch - 1] == {str(epoch)} | kept | best.get(epoch, set()), epoch
     state = torch.load(tmp_path / "run" / "checkpoint-000015-best.pth", weights_only=True)
     assert state["best"] == {"epoch": 15, "score": 0.6}
+
+
+def test_patience(
+    split_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Evaluated at 2, 4, 6, 8; the best is 4, so that 8 is the second without a better one."""
+    skip_training(monkeypatch, lambda n: [0.3, 0.6, 0.6, 0.5][n - 1])
+    flags: dict[str, Any] = {"N_epochs": 20, "eval_every": 2, "patience": 2}
+    assert run(split_root, tmp_path / "run", **flags) == 0
+    assert checkpoints(tmp_path / "run") == {"8", "4-best"}
+    assert "stopped: 2 evaluations without a better score" in capsys.readouterr().err
+    assert resume(tmp_path / "run") == 0
+    assert "is finished: 8 epochs. Give a larger --patience" in capsys.readouterr().out
+    skip_training(monkeypatch, lambda n: 0.4)
+    assert resume(tmp_path / "run", patience=3) == 0
+    assert checkpoints(tmp_path / "run") == {"10", "4-best"}
 
 
 def test_a_score_of_zero_and_a_file_system_without_hard_links(
@@ -987,11 +1006,10 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
 # ----------------------------------------------------------------------------- precision
 
 
-@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "off")])
-def test_amp_auto_asks_the_processor_and_times_nothing(
-    native: bool, expected: str, split_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_amp_auto_is_float32_on_a_cpu_and_times_nothing(
+    split_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "has_native_bf16", lambda: native)
+    monkeypatch.setattr(precision, "has_native_bf16", lambda: True)
     forward, n_forward = IGAENet.forward, []
 
     def counted(self: IGAENet, images: torch.Tensor) -> Any:
@@ -1002,11 +1020,18 @@ def test_amp_auto_asks_the_processor_and_times_nothing(
     assert run(split_root, tmp_path / "run", N_epochs=1, amp="auto", backbone="test_vit") == 0
     assert n_forward == [8, 4, 8, 4]  # 12 photos trained, 12 evaluated
     state = load_checkpoint(tmp_path / "run" / "checkpoint-000001.pth")
-    assert state["resolved"]["amp"] == expected
+    assert state["resolved"]["amp"] == "off"
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "off")])
+def test_bf16_of_the_training_is_kept_where_it_is_native(
+    native: bool, expected: str, split_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "has_native_bf16", lambda: True)
-    assert resume(tmp_path / "run", N_epochs=2) == 0
-    state = load_checkpoint(tmp_path / "run" / "checkpoint-000002.pth")
-    assert state["resolved"]["amp"] == expected
+    assert run(split_root, tmp_path / "run", N_epochs=1, amp="bf16", backbone="test_vit") == 0
+    monkeypatch.setattr(precision, "has_native_bf16", lambda: native)
+    state = load_checkpoint(tmp_path / "run" / "checkpoint-000001.pth")
+    assert build_predictor(state, device="cpu", amp=None, batch_size=None).amp == expected
 
 
 def test_a_stored_precision_that_the_machine_lacks_is_resolved_again(

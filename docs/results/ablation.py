@@ -1,11 +1,14 @@
 """Parts of recipe strong, and what was tried beyond it, on val and test of subject-disjoint folds.
 
-    python docs/results/ablation.py --attributes_file CSV --backbone_weights FILE [--last_stages]
+    python docs/results/ablation.py --attributes_file CSV --backbone_weights FILE [--study NAME]
 
 fits the recipe's linear parts to features of EfficientNet-Lite0 with a part changed, and writes
-ablation.csv beside this file: means over the five folds. With --last_stages (folds 0 and 1) the two
-last stages of the backbone are trained after the fit, for 3 epochs on cached maps of the stage
-before, and the linear parts are fitted again; this needs pytorch-metric-learning, and appends.
+ablation.csv beside this file: means over the five folds. Two other studies add their lines:
+
+last_stages (folds 0 and 1) trains the two last stages of the backbone after the fit, for 3 epochs
+on cached maps of the stage before, and fits the linear parts again; it needs
+pytorch-metric-learning. aspects fits the linear parts to palmar_pr, palmar_pl and dorsal_dr
+together; their CSVs lie beside --attributes_file.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from torchvision.transforms import v2
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from data.splits import locate  # noqa: E402
+from data.splits import LEFT, locate, read_run_samples  # noqa: E402
 from data.tables import read_samples  # noqa: E402
 from dataset_11k import AGE_GROUPS, PhotoReader, age_group, resize_size  # noqa: E402
 from measures.linear import Linear, balanced_weights, fit_logistic, fit_whitening  # noqa: E402
@@ -38,6 +41,7 @@ from train import RECIPES, STRENGTHS, balanced_loss, first_photo_rank_1, set_lin
 
 BACKBONE, NECK, SEED = "tf_efficientnet_lite0", RECIPES["frozen"]["neck"], 42
 PROTOCOL = "subject-disjoint"
+PALMS = ("palmar_pr", "palmar_pl")
 
 # Name -> changed photos, (3, H, W) uint8 each.
 VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -74,12 +78,22 @@ class Fold:
         return {"gender": (samples["gender"] == "male").to_numpy(int), "age": ages}
 
 
-def read_fold(attributes: Path, number: int) -> Fold:
-    """Return a fold of subject-disjoint."""
-    files = locate(attributes, PROTOCOL, number)
-    samples = {split: read_samples(files.split(split)) for split in ("train", "val", "test")}
+def read_fold(attributes: Path, number: int, added: Sequence[Path] = (), **config: str) -> Fold:
+    """Return a fold of subject-disjoint.
+
+    Args:
+        attributes: CSV of the aspect.
+        number: of the fold.
+        added: CSVs of aspects whose train samples are added.
+        config: mirror and identity_per, as flags of train.py.
+    """
+    files = [locate(path, PROTOCOL, number) for path in (attributes, *added)]
+    samples = {
+        split: read_run_samples(files if split == "train" else files[:1], split, config)
+        for split in ("train", "val", "test")
+    }
     positions = {path: i for i, path in enumerate(samples["test"]["image_path"])}
-    draws = pd.read_csv(files.gallery).groupby("draw")["image_path"]
+    draws = pd.read_csv(files[0].gallery).groupby("draw")["image_path"]
     return Fold(samples, np.stack([[positions[path] for path in draw] for _, draw in draws]))
 
 
@@ -373,14 +387,83 @@ def train_last_stages(attributes: Path, weights: Path) -> Iterator[tuple[str, di
             yield f"folds 0 and 1: last stages trained, {name}", scores
 
 
+# Aspects that are trained on, and further flags.
+ASPECT_TRIALS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "alone": ((), {}),
+    "alone, mirrored": ((), {"mirror": "left"}),
+    "both palms": (PALMS, {}),
+    "both palms, left mirrored": (PALMS, {"mirror": "left"}),
+    "both palms, left mirrored, identity per hand": (
+        PALMS,
+        {"mirror": "left", "identity_per": "hand"},
+    ),
+    "both palms and dorsal_dr, left mirrored, identity per hand": (
+        (*PALMS, "dorsal_dr"),
+        {"mirror": "left", "identity_per": "hand"},
+    ),
+}
+
+
+def rank_1_across(
+    fold: Fold, probe_fold: Fold, probes: np.ndarray, embeddings: np.ndarray
+) -> float:
+    """Return rank-1 of another aspect's test photos in the galleries of `fold`, by person.
+
+    Args:
+        fold: whose test photos are the galleries.
+        probe_fold: the same fold of the other aspect.
+        probes: embeddings of its test photos.
+        embeddings: of the test photos of `fold`.
+    """
+    people, probe_people = (
+        np.array([person.removesuffix(LEFT) for person in f.people("test")])
+        for f in (fold, probe_fold)
+    )
+    known = np.isin(probe_people, people)
+    similarity = cosine_similarity(probes[known], embeddings)
+    nearest = [draw[similarity[:, draw].argmax(axis=1)] for draw in fold.galleries]
+    return float(np.mean([people[rows] == probe_people[known] for rows in nearest]))
+
+
+def add_aspects(attributes: Path, weights: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the name of an evaluated aspect and of what was trained on, and each fold's scores."""
+    model = build_model(weights, 320, {})
+    path_of = {aspect: attributes.with_stem(aspect) for aspect in (*PALMS, "dorsal_dr")}
+    photos = {aspect: Photos(path, model, 320) for aspect, path in path_of.items()}
+    plain = {aspect: x.compute(model.pool) for aspect, x in photos.items()}
+    mirrored = {"palmar_pl": photos["palmar_pl"].compute(model.pool, "mirrored")}
+    for aspect in PALMS:
+        for name, (trained, config) in ASPECT_TRIALS.items():
+            if name == "alone, mirrored" and aspect == "palmar_pr":
+                continue
+            added = [path_of[other] for other in trained if other != aspect]
+            table = pd.concat((plain | (mirrored if config else {})).values())
+            for k in locate(attributes, PROTOCOL, 0).folds:
+                fold = read_fold(path_of[aspect], k, added, **config)
+                features = {split: fold.rows(table, split) for split in fold.samples}
+                scores, neck, _ = evaluate(fold, features, model.feature_widths)
+                if added:
+                    probes = read_fold(added[0], k, (), **config)
+                    found = neck(probes.rows(table, "test")), neck(features["test"])
+                    scores["test_rank_1_across"] = rank_1_across(fold, probes, *found)
+                yield f"{aspect}, 320 pixels: {name}", scores
+
+
+STUDIES = {
+    "features": change_features,
+    "last_stages": train_last_stages,
+    "aspects": add_aspects,
+}
+
+
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attributes_file", type=Path, required=True)
     parser.add_argument("--backbone_weights", type=Path, required=True)
-    parser.add_argument("--last_stages", action="store_true")
+    parser.add_argument("--study", choices=STUDIES, default="features")
     given = parser.parse_args()
-    study = train_last_stages if given.last_stages else change_features
+    study = STUDIES[given.study]
     path, lines, start = FOLDER / "ablation.csv", [], time.perf_counter()
     for name, scores in study(given.attributes_file, given.backbone_weights):
         minutes, start = (time.perf_counter() - start) / 60, time.perf_counter()
@@ -390,8 +473,9 @@ def main() -> None:
         print(lines[-1], flush=True)
     table = pd.DataFrame(lines).groupby(["trial", "backbone", "seed"], sort=False).mean().round(3)
     table = table.reset_index()
-    if given.last_stages and path.exists():
-        table = pd.concat([pd.read_csv(path), table])
+    if given.study != "features" and path.exists():
+        former = pd.read_csv(path)
+        table = pd.concat([former[~former["trial"].isin(table["trial"])], table])
     table.to_csv(path, index=False, lineterminator="\n")
 
 

@@ -215,7 +215,7 @@ def edit_csv(path: Path, edit: Callable[[list[str]], Any]) -> None:
 
 def test_data_of_the_published_split(split_root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "igae")
-    data = read_data(attributes(split_root), "paper")
+    data = read_data([attributes(split_root)], "paper")
     folder = split_root / "trainval" / "dorsal_dr"
     assert data.folder == split_root / "Hands"
     assert list(data.samples) == ["train", "val"]
@@ -233,7 +233,7 @@ def test_test_photos_need_not_exist(split_root: Path) -> None:
     files = locate(attributes(split_root), "subject-disjoint", 1)
     test = read_samples(files.split("test"))
     (files.photos / test["name"][0]).unlink()
-    data = read_data(files.attributes, "subject-disjoint", 1)
+    data = read_data([files.attributes], "subject-disjoint", 1)
     assert set(data.fingerprints) == {"train", "val", "test"}
     assert set(data.samples) == {"train", "val"}
     people = set(data.samples["train"]["id"])
@@ -241,7 +241,7 @@ def test_test_photos_need_not_exist(split_root: Path) -> None:
     assert len(people) == 2
     everyone = set(read_samples(files.attributes)["name"])
     assert set(data.listed["name"]) == everyone - {test["name"][0]}
-    permuted = read_data(files.attributes, "subject-disjoint", 1, permutation_seed=3)
+    permuted = read_data([files.attributes], "subject-disjoint", 1, permutation_seed=3)
     assert permuted.fingerprints["train"] != data.fingerprints["train"]
 
 
@@ -273,7 +273,7 @@ def test_tasks_are_those_asked_for_that_have_labels(
     for split in ("train", "val"):
         edit(split_root / "trainval" / "dorsal_dr" / f"{split}.csv")
     caplog.set_level(logging.INFO, "igae")
-    assert read_data(attributes(split_root), "paper", tasks=tasks).label_space.tasks == expected
+    assert read_data([attributes(split_root)], "paper", tasks=tasks).label_space.tasks == expected
     n_left_out = 0 if tasks else 3 - len(expected)
     assert caplog.text.count("the task is left out") == n_left_out
 
@@ -283,7 +283,7 @@ def test_a_task_without_labels_cannot_be_asked_for(split_root: Path) -> None:
     without_columns("gender")(path)
     message = f"no labels of --tasks gender: {path} has identity, age"
     with pytest.raises(UserError, match=re.escape(message)):
-        read_data(attributes(split_root), "paper", tasks=["gender"])
+        read_data([attributes(split_root)], "paper", tasks=["gender"])
 
 
 def test_a_fourth_task_needs_only_its_row(
@@ -293,7 +293,7 @@ def test_a_fourth_task_needs_only_its_row(
     assert dataset_11k_split.main(["--input", str(hands_root)]) == 0
     header = attributes(hands_root).read_text().splitlines()[0]
     assert header == "image_path,id,gender,age,skinColor"
-    data = read_data(attributes(hands_root), "paper")
+    data = read_data([attributes(hands_root)], "paper")
     assert data.label_space.tasks == ("identity", "gender", "age", "skin_color")
     labels = data.label_space.encode(data.samples["val"])
     colours = [SKIN_COLORS[label] for label in labels[:, 3]]
@@ -382,10 +382,10 @@ def test_splits_against_the_rules_are_refused(
     assert dataset_11k_split.main(["--input", str(root), "--protocol", protocol]) == 0
     spoil(locate(attributes(root), protocol).split("train").parent)
     if not message:
-        read_data(attributes(root), protocol)
+        read_data([attributes(root)], protocol)
         return
     with pytest.raises(UserError, match=message):
-        read_data(attributes(root), protocol)
+        read_data([attributes(root)], protocol)
 
 
 def test_people_without_a_train_photo_are_refused_in_burst(
@@ -398,17 +398,17 @@ def test_people_without_a_train_photo_are_refused_in_burst(
         train, lambda lines: lines.__setitem__(slice(None), [x for x in lines if "503" not in x])
     )
     with pytest.raises(UserError, match=rf"0000503 \(photo .* but not in {train}. Run again: "):
-        read_data(attributes(root), "burst")
+        read_data([attributes(root)], "burst")
 
 
 def test_a_protocol_or_fold_that_was_not_drawn(split_root: Path) -> None:
     command = f"Run: python dataset_11k_split.py --input {split_root} --protocol subject-disjoint"
     with pytest.raises(UserError, match=f"no split of protocol subject-disjoint: .* {command}"):
-        read_data(attributes(split_root), "subject-disjoint")
+        read_data([attributes(split_root)], "subject-disjoint")
     flags = ["--input", str(split_root), "--protocol", "subject-disjoint", "--folds", "3"]
     assert dataset_11k_split.main(flags) == 0
     with pytest.raises(UserError, match=r"no such fold: 3. .* has the folds 0, 1, 2"):
-        read_data(attributes(split_root), "subject-disjoint", 3)
+        read_data([attributes(split_root)], "subject-disjoint", 3)
 
 
 def test_every_protocol_has_a_reason_in_two_lines() -> None:
