@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import json
 import math
-import sqlite3
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.gallery_file import ROWS_PER_CHUNK, Entry, Gallery, search
+from data.gallery_file import ROWS_PER_CHUNK, Entry, Gallery, search, sqlite_errors
 from data.tables import Rule, check_cells, read_csv
 from dataset_11k import open_photo
 from engine.explain import Explainer, load_grad_cam
@@ -523,10 +522,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config = build_config(parser, GalleryConfig, vars(parser.parse_args(argv)))
     setup_logging()
-    try:
+    with sqlite_errors(config.gallery):
         return COMMANDS[config.command](config)
-    except sqlite3.Error as error:
-        raise UserError(f"cannot use the gallery {config.gallery}: {error}") from error
 
 
 if __name__ == "__main__":
