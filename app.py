@@ -39,6 +39,11 @@ DELETE_CACHE = (60, 900)  # seconds: how often to look for uploaded photos, and 
 FOLDER_PREFIX = "igae-app-"  # of the temporary folder
 TOP_K = 3  # classes of a task
 MAX_FILE_SIZE = "50mb"
+# Gradio gives every upload button the same name; this adds the label of its box.
+NAME_UPLOADS = """() => new MutationObserver(() => {
+  for (const button of document.querySelectorAll(".block > button[aria-dropeffect]"))
+    button.ariaLabel = button.closest(".block").querySelector("label").innerText;
+}).observe(document.body, {childList: true, subtree: true})"""
 INTRODUCTION = f"""# IGAE-Net: photos of a hand
 An estimate, never a proof of identity. Photos stay on this computer and are deleted
 {DELETE_CACHE[1] // 60} minutes after their upload, or when the program ends."""
@@ -255,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             server_port=config.port,
             theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
             css_paths=Path(__file__).parent / "pages" / "templates" / "app.css",
+            js=NAME_UPLOADS,
             share=False,
             max_file_size=MAX_FILE_SIZE,
             footer_links=[],
