@@ -86,20 +86,20 @@ class Actions:
 
     def predict(self, photos: Sequence[str]) -> Output:
         """Return predictions for a hand, and maps of what influences them."""
-        (answer,) = self.predictor.answer([to_hand(photos)])
-        if answer.prediction is None:
-            raise UserError("; ".join(answer.failures))
+        (predicted,) = self.predictor.predict_hands([to_hand(photos)])
+        if predicted.prediction is None:
+            raise UserError("; ".join(predicted.failures))
         note, maps = "The maps show the influence on each prediction, not reasons for it.", []
         try:
-            for photo in answer.photos:
-                explanations = self.explainer.explain(photo, answer.prediction.classes)
+            for photo in predicted.photos:
+                explanations = self.explainer.explain(photo, predicted.prediction.classes)
                 for task, found in explanations.items():
                     texts = [TASKS[task].title, *describe_map(found), Path(str(photo)).name]
                     maps.append(Photo(", ".join(texts), Image.fromarray(found.overlay), []))
         except UserError as error:
             note = f"No maps: {error}"
-        section = prediction_section(answer.prediction) | {"notes": [note], "photos": maps}
-        return section, answer.failures
+        section = prediction_section(predicted.prediction) | {"notes": [note], "photos": maps}
+        return section, predicted.failures
 
     def search(self, photos: Sequence[str]) -> Output:
         """Return the most similar people of the gallery; the audit trail keeps the search."""
@@ -154,9 +154,9 @@ def to_hand(photos: Sequence[str], name: str = "") -> Hand:
 def prediction_section(found: Prediction) -> dict[str, Any]:
     """Return what the page shows of a prediction."""
     lead = {
-        None: "Not decided: whether the person is one of the training.",
-        True: f"Unknown: the person is probably not one of the training (FPIR {DEFAULT_FPIR:g}).",
-        False: f"Similar enough to a person of the training (FPIR {DEFAULT_FPIR:g}).",
+        None: "Undecided whether the person is among the training people.",
+        True: f"Unknown: probably not among the training people (FPIR {DEFAULT_FPIR:g}).",
+        False: f"Similar enough to a training person (FPIR {DEFAULT_FPIR:g}).",
     }[found.unknown]
     rows = []
     for task, classes in found.probabilities.items():
@@ -203,7 +203,7 @@ def load_gradio(folder: str) -> Any:
 
 def build_page(gradio: Any, actions: Actions) -> Any:
     """Return the page; its functions run one at a time, as maps hook into the one model."""
-    output = gradio.HTML(elem_id="answer", apply_default_css=False, render=False)
+    output = gradio.HTML(elem_id="result", apply_default_css=False, render=False)
     add_photos = partial(gradio.File, file_count="multiple", height=160)
 
     def add_button(label: str, function: Callable[..., Output], *inputs: Any) -> None:

@@ -183,10 +183,10 @@ def test_the_page_in_a_browser(
         for file in files:
             page.get_by_role("cell", name=Path(file).name).wait_for()
 
-    def press(button: str, answer: str) -> str:
+    def press(button: str, result: str) -> str:
         page.get_by_role("button", name=button, exact=True).press("Enter")
-        page.locator("#answer", has_text=answer).wait_for()
-        return str(page.locator("#answer").inner_text())
+        page.locator("#result", has_text=result).wait_for()
+        return str(page.locator("#result").inner_text())
 
     for name in ("Photos of one hand", "Photos of another hand"):
         page.get_by_role("button", name=name).wait_for()
@@ -196,13 +196,13 @@ def test_the_page_in_a_browser(
     text = press("Predict", "Predictions with their probabilities")
     for words_shown in ("identity", "expected age", "age, 90% interval", "typicality"):
         assert words_shown in text
-    assert page.locator("#answer img").count() == 6
+    assert page.locator("#result img").count() == 6
     press("Enroll", "error: no name. Type the name of the person")
     page.get_by_label("Name of the person, to enroll").fill("Ada")
     press("Enroll", "Photos of Ada enrolled: 2")
     assert "Ada" in press("Search the gallery", "Among 1 people")
     assert "bad.jpg" in press("Compare the two hands", "First hand and second hand: similarity")
-    assert str(tmp_path) not in page.locator("#answer").inner_text()
+    assert str(tmp_path) not in page.locator("#result").inner_text()
 
     reached = set()
     page.evaluate("document.activeElement.blur()")
