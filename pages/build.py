@@ -321,7 +321,7 @@ def choose_photos(results: Results, seed: int = 0) -> dict[str, list[int]]:
     return chosen
 
 
-class Prediction(NamedTuple):
+class TaskPrediction(NamedTuple):
     """A task's prediction for one photo, as text."""
 
     task: str
@@ -337,11 +337,11 @@ class Prediction(NamedTuple):
         return text if self.correct else f"{text}, true: {self.true}"
 
 
-def predictions_of(results: Results, photo: int) -> list[Prediction]:
+def predictions_of(results: Results, photo: int) -> list[TaskPrediction]:
     """Return the predictions for a photo, of the tasks whose class is known."""
     row = results.predictions.iloc[photo]
     return [
-        Prediction(
+        TaskPrediction(
             name_of(task),
             row[f"{task}_pred"],
             f"{PERCENT.scale * row[f'{task}_prob']:.0f}{PERCENT.suffix}",
@@ -358,7 +358,7 @@ class Photo(NamedTuple):
 
     name: str
     picture: Image.Image
-    predictions: list[Prediction]
+    predictions: list[TaskPrediction]
 
     @property
     def source(self) -> str:
