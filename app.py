@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sqlite3
+import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,9 +25,10 @@ from typing import Any
 from PIL import Image
 
 import gallery
+from data.gallery_file import Entry, Gallery, sqlite_errors
 from dataset_11k import TASKS
 from engine.explain import Explainer
-from gallery import Entry, Gallery, GalleryConfig, Probe, Session
+from gallery import GalleryConfig, Probe, Session
 from pages.build import Photo, templates
 from pages.charts import Table
 from predict import DEFAULT_FPIR, Hand, HandPredictor, Prediction, describe_map, load_predictor
@@ -37,6 +39,11 @@ DELETE_CACHE = (60, 900)  # seconds: how often to look for uploaded photos, and 
 FOLDER_PREFIX = "igae-app-"  # of the temporary folder
 TOP_K = 3  # classes of a task
 MAX_FILE_SIZE = "50mb"
+# Gradio gives every upload button the same name; this adds the label of its box.
+NAME_UPLOADS = """() => new MutationObserver(() => {
+  for (const button of document.querySelectorAll(".block > button[aria-dropeffect]"))
+    button.ariaLabel = button.closest(".block").querySelector("label").innerText;
+}).observe(document.body, {childList: true, subtree: true})"""
 INTRODUCTION = f"""# IGAE-Net: photos of a hand
 An estimate, never a proof of identity. Photos stay on this computer and are deleted
 {DELETE_CACHE[1] // 60} minutes after their upload, or when the program ends."""
@@ -79,25 +86,26 @@ class Actions:
 
     def predict(self, photos: Sequence[str]) -> Output:
         """Return predictions for a hand, and maps of what influences them."""
-        (answer,) = self.predictor.answer([to_hand(photos)])
-        if answer.prediction is None:
-            raise UserError("; ".join(answer.failures))
+        (predicted,) = self.predictor.predict_hands([to_hand(photos)])
+        if predicted.prediction is None:
+            raise UserError("; ".join(predicted.failures))
         note, maps = "The maps show the influence on each prediction, not reasons for it.", []
         try:
-            for photo in answer.photos:
-                explanations = self.explainer.explain(photo, answer.prediction.classes)
+            for photo in predicted.photos:
+                explanations = self.explainer.explain(photo, predicted.prediction.classes)
                 for task, found in explanations.items():
                     texts = [TASKS[task].title, *describe_map(found), Path(str(photo)).name]
                     maps.append(Photo(", ".join(texts), Image.fromarray(found.overlay), []))
         except UserError as error:
             note = f"No maps: {error}"
-        section = prediction_section(answer.prediction) | {"notes": [note], "photos": maps}
-        return section, answer.failures
+        section = prediction_section(predicted.prediction) | {"notes": [note], "photos": maps}
+        return section, predicted.failures
 
     def search(self, photos: Sequence[str]) -> Output:
         """Return the most similar people of the gallery; the audit trail keeps the search."""
         probe, failures = self.embed(photos)
-        (record,) = gallery.search_hands(self.open_gallery(), [probe])
+        with self.open_gallery() as session:
+            (record,) = gallery.search_hands(session, [probe])
         nearest = gallery.read_photos([Path(found["photo"]) for found in record["candidates"]])
         return gallery.search_section(record, probe) | {"photos": nearest}, failures
 
@@ -106,10 +114,11 @@ class Actions:
         if not (name := name.strip()):
             raise UserError("no name. Type the name of the person")
         probe, failures = self.embed(photos, name)
-        known = self.open_gallery().gallery
         entries = list(map(Entry, probe.paths, probe.hashes, probe.embeddings))
-        reasons = [known.why_not(name, entry.path, entry.sha256) for entry in entries]
-        lead = f"Photos of {name} enrolled: {known.enroll(name, entries)}"
+        with self.open_gallery() as session:
+            known = session.gallery
+            reasons = [known.why_not(name, entry.path, entry.sha256) for entry in entries]
+            lead = f"Photos of {name} enrolled: {known.enroll(name, entries)}"
         section = {"title": "Enrolment", "lead": lead, "warnings": probe.warnings}
         return section, failures + list(filter(None, reasons))
 
@@ -124,10 +133,13 @@ class Actions:
         """Return the photos of a hand that can be read, and a message per other photo."""
         return gallery.embed(self.predictor, to_hand(photos, name), num_workers=0)
 
-    def open_gallery(self) -> Session:
-        """Return the session with a connection of this thread."""
+    @contextmanager
+    def open_gallery(self) -> Iterator[Session]:
+        """Yield the session with a connection of this thread; SQLite's errors name the file."""
         assert self.session is not None
-        return self.session._replace(gallery=Gallery(self.session.gallery.path))
+        path = self.session.gallery.path
+        with sqlite_errors(path):
+            yield self.session._replace(gallery=Gallery(path))
 
 
 def to_hand(photos: Sequence[str], name: str = "") -> Hand:
@@ -142,9 +154,9 @@ def to_hand(photos: Sequence[str], name: str = "") -> Hand:
 def prediction_section(found: Prediction) -> dict[str, Any]:
     """Return what the page shows of a prediction."""
     lead = {
-        None: "Not decided: whether the person is one of the training.",
-        True: f"Unknown: the person is probably not one of the training (FPIR {DEFAULT_FPIR:g}).",
-        False: f"Similar enough to a person of the training (FPIR {DEFAULT_FPIR:g}).",
+        None: "Undecided whether the person is among the training people.",
+        True: f"Unknown: probably not among the training people (FPIR {DEFAULT_FPIR:g}).",
+        False: f"Similar enough to a training person (FPIR {DEFAULT_FPIR:g}).",
     }[found.unknown]
     rows = []
     for task, classes in found.probabilities.items():
@@ -166,7 +178,7 @@ def render(function: Callable[..., Output], *values: Any) -> str:
     try:
         section, failures = function(*([] if value is None else value for value in values))
         results.append({"notes": [], "tables": [], "photos": []} | section)
-    except (UserError, OSError, sqlite3.Error) as error:
+    except (UserError, OSError) as error:
         failures = [str(error)]
     context = {"results": results, "failures": map(one_line, failures)}
     html = templates().get_template("app.html.j2").render(context)
@@ -191,7 +203,7 @@ def load_gradio(folder: str) -> Any:
 
 def build_page(gradio: Any, actions: Actions) -> Any:
     """Return the page; its functions run one at a time, as maps hook into the one model."""
-    output = gradio.HTML(elem_id="answer", apply_default_css=False, render=False)
+    output = gradio.HTML(elem_id="result", apply_default_css=False, render=False)
     add_photos = partial(gradio.File, file_count="multiple", height=160)
 
     def add_button(label: str, function: Callable[..., Output], *inputs: Any) -> None:
@@ -222,10 +234,8 @@ def load_actions(config: AppConfig) -> Actions:
         assert config.checkpoint is not None
         return Actions(load_predictor(config.checkpoint), config.checkpoint)
     flags = GalleryConfig("enroll", config.gallery, ("photos",), config.checkpoint, num_workers=0)
-    try:
+    with sqlite_errors(config.gallery):
         session = gallery.open_session(flags, create=True)
-    except sqlite3.Error as error:
-        raise UserError(f"cannot use the gallery {config.gallery}: {error}") from error
     return Actions(session.predictor, session.checkpoint, session)
 
 
@@ -237,25 +247,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("SIGTERM", "SIGHUP"):  # end like Ctrl-C, so that the folder is deleted
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    try:  # before a gallery is created
+        socket.create_server(("127.0.0.1", config.port)).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise UserError(f"cannot use port {config.port}: {reason}. Give another --port") from error
     with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
         gradio = load_gradio(folder)
         page = build_page(gradio, load_actions(config))
-        try:
-            page.launch(
-                server_name="127.0.0.1",
-                server_port=config.port,
-                theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
-                css_paths=Path(__file__).parent / "pages" / "templates" / "app.css",
-                share=False,
-                max_file_size=MAX_FILE_SIZE,
-                footer_links=[],
-                run_history=False,
-                ssr_mode=False,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except OSError as error:
-            raise UserError(f"port {config.port} is in use. Give another --port") from error
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=config.port,
+            theme=gradio.themes.Default(font=["system-ui"], font_mono=["monospace"]),
+            css_paths=Path(__file__).parent / "pages" / "templates" / "app.css",
+            js=NAME_UPLOADS,
+            share=False,
+            max_file_size=MAX_FILE_SIZE,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
         print(f"open http://127.0.0.1:{config.port} in a browser; Ctrl-C ends the page", flush=True)
         page.block_thread()
     return 0

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from utils import UserError, logger
+from utils import BrokenPhotoError, UserError, logger
 
 # ----------------------------------------------------------------------------- facts and tasks
 
@@ -217,7 +217,7 @@ def open_photo(photo: Photo, decode_size: int = 0) -> Image.Image:
     except Exception as error:  # on damaged data Pillow's plugins raise all kinds of exceptions
         text = getattr(error, "strerror", None) or str(error)
         reason = " ".join(text.split()).rstrip(".") or type(error).__name__
-        raise UserError(f"cannot decode photo {name}: {reason}. {what_next}") from error
+        raise BrokenPhotoError(f"cannot decode photo {name}: {reason}. {what_next}") from error
     for flaw in rgb.info["warnings"]:
         warn_once(f"photo {name}: {flaw}")
     return rgb

@@ -269,7 +269,7 @@ def draw_panels(
                 axes.set(xticks=[], yticks=[])
 
 
-def plot_shares(counts: pd.DataFrame, path: Path, *, question: str) -> None:
+def plot_fractions(counts: pd.DataFrame, path: Path, *, question: str) -> None:
     """Plot the fractions of photos and people with each value of a question.
 
     Args:
@@ -366,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with atomic_write(config.output / "counts.csv") as temporary:
         counts.to_csv(temporary, index=False, lineterminator="\n")
     for question in QUESTIONS:
-        plot_shares(counts, config.output / f"{question}.png", question=question)
+        plot_fractions(counts, config.output / f"{question}.png", question=question)
     plot_images_per_person(counts, config.output / f"{PER_PERSON}.png")
     print(summary_table(counts).to_string())
     figures = ", ".join(f"{question}.png" for question in (*QUESTIONS, PER_PERSON))

@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import json
 import math
-import sqlite3
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.gallery_file import ROWS_PER_CHUNK, Entry, Gallery, search
+from data.gallery_file import ROWS_PER_CHUNK, Entry, Gallery, search, sqlite_errors
 from data.tables import Rule, check_cells, read_csv
 from dataset_11k import open_photo
 from engine.explain import Explainer, load_grad_cam
@@ -140,12 +139,14 @@ class Probe(NamedTuple):
 def embed(predictor: HandPredictor, hand: Hand, num_workers: int) -> tuple[Probe, list[str]]:
     """Return the photos of a hand that can be read, and a message per other photo."""
     paths, embeddings, warnings, failures = [], [], [], []
-    for answer in predictor.answer([Hand([p]) for p in hand.photos], num_workers=num_workers):
-        failures += answer.failures
-        if answer.prediction is not None:
-            paths.append(Path(str(answer.photos[0])))
-            embeddings.append(answer.prediction.embedding)
-            warnings += [f"{answer.photos[0]}: {text}" for text in answer.prediction.warnings]
+    for predicted in predictor.predict_hands(
+        [Hand([p]) for p in hand.photos], num_workers=num_workers
+    ):
+        failures += predicted.failures
+        if predicted.prediction is not None:
+            paths.append(Path(str(predicted.photos[0])))
+            embeddings.append(predicted.prediction.embedding)
+            warnings += [f"{predicted.photos[0]}: {text}" for text in predicted.prediction.warnings]
     if not paths:
         raise UserError("; ".join(failures) or f"no photo of {hand.name or 'a hand'}")
     found = np.stack(embeddings)
@@ -199,17 +200,17 @@ def run_enroll(config: GalleryConfig) -> int:
                 hands.append(Hand([path], name))
             failures += [reason] if reason else []
     report_failures(failures)
-    answers = session.predictor.answer(hands, num_workers=config.num_workers)
-    shown = tqdm(answers, "enroll", len(hands), leave=False, disable=None, unit="photo")
-    for name, group in itertools.groupby(shown, key=lambda answer: answer.hand.name):
+    predictions = session.predictor.predict_hands(hands, num_workers=config.num_workers)
+    shown = tqdm(predictions, "enroll", len(hands), leave=False, disable=None, unit="photo")
+    for name, group in itertools.groupby(shown, key=lambda predicted: predicted.hand.name):
         entries = []
-        for answer in group:
-            report_failures(answer.failures)
-            failures += answer.failures
-            if answer.prediction is not None:
-                path = Path(str(answer.photos[0]))
-                entries.append(Entry(path, hashes[path], answer.prediction.embedding))
-                for text in answer.prediction.warnings:
+        for predicted in group:
+            report_failures(predicted.failures)
+            failures += predicted.failures
+            if predicted.prediction is not None:
+                path = Path(str(predicted.photos[0]))
+                entries.append(Entry(path, hashes[path], predicted.prediction.embedding))
+                for text in predicted.prediction.warnings:
                     print(f"warning: {text}", file=sys.stderr)
         n_new = session.gallery.enroll(name, entries)
         print_json({"person": name, "photos_enrolled": n_new})
@@ -523,10 +524,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config = build_config(parser, GalleryConfig, vars(parser.parse_args(argv)))
     setup_logging()
-    try:
+    with sqlite_errors(config.gallery):
         return COMMANDS[config.command](config)
-    except sqlite3.Error as error:
-        raise UserError(f"cannot use the gallery {config.gallery}: {error}") from error
 
 
 if __name__ == "__main__":

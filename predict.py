@@ -5,7 +5,7 @@ r"""Predict identity, gender and age group of the hands on photos.
 prints one JSON line (or CSV row) per photo: the most probable classes of each task, the expected
 age, whether the person is unknown, and how typical the photo is of the training photos. Folders are
 searched for photos; what cannot be read is reported on stderr, the others are predicted, and the
-exit code is 1. A CSV with the columns image_path,hand groups photos of one hand into one answer.
+exit code is 1. Photos of one hand, in a CSV with the columns image_path,hand, get one prediction.
 --output writes each photo with its predictions below, --explain maps of what influences them,
 --embeddings the embeddings. From Python:
 
@@ -36,8 +36,9 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from data.cache import PhotoFiles
 from data.splits import check_photos, fingerprint, read_run_samples, run_files, trained_files
 from data.tables import Rule, check_cells, read_csv
 from dataset_11k import (
@@ -46,8 +47,8 @@ from dataset_11k import (
     HandsDataset,
     Item,
     Photo,
-    PhotoReader,
     build_loader,
+    collate,
     describe_photo,
     is_photo_name,
     open_photo,
@@ -121,7 +122,7 @@ class PredictConfig(LoadingConfig):
     checkpoint: Path = flag(REQUIRED, "checkpoint-NNNNNN.pth of train.py")
     format: str = flag("json", "a JSON line or a CSV row per photo", choices=("json", "csv"))
     top_k: int = flag(3, "classes to print per task, the most probable first")
-    photos_per_hand: int = flag(1, "number of consecutive photos that show one hand: one answer")
+    photos_per_hand: int = flag(1, "number of consecutive photos that show one hand")
     output: Path | None = flag(None, "folder for the annotated photos", metavar="DIR")
     explain: Path | None = flag(
         None, "folder for class-activation maps: what influences each prediction", metavar="DIR"
@@ -142,7 +143,7 @@ class PredictConfig(LoadingConfig):
 
 
 class Hand(NamedTuple):
-    """Photos of one hand, which get one answer; `name`: in a CSV, else empty."""
+    """Photos of one hand, which get one prediction; `name`: in a CSV, else empty."""
 
     photos: Sequence[Photo]
     name: str = ""
@@ -156,46 +157,6 @@ class PhotoResult(NamedTuple):
     logits: dict[str, np.ndarray]  # task -> (n_classes,) float32
     warnings: Sequence[str]
     failure: str = ""
-
-
-class Batch(NamedTuple):
-    """The readable photos of a batch (None: none), and by index failures and warnings."""
-
-    item: Item | None  # `row` is the index in the list of photos
-    failures: dict[int, str]
-    warnings: dict[int, list[str]]
-
-
-class PhotoFiles(Dataset[tuple[int, Item | str, list[str]]]):
-    """Photos by index: index, pixels or why they cannot be read, warnings."""
-
-    def __init__(self, photos: Sequence[Photo], reader: PhotoReader) -> None:
-        self.photos, self.reader = photos, reader
-
-    def __len__(self) -> int:
-        """Return the number of photos."""
-        return len(self.photos)
-
-    def __getitem__(self, index: int) -> tuple[int, Item | str, list[str]]:
-        """Return the photo at `index`."""
-        try:
-            photo = self.reader.read(self.photos[index])
-        except UserError as error:
-            return index, str(error), []
-        pixels = torch.from_numpy(np.array(photo))
-        return index, Item(pixels, torch.empty(0), index, torch.empty(0)), photo.info["warnings"]
-
-
-def collate(members: Sequence[tuple[int, Item | str, list[str]]]) -> Batch:
-    """Return a batch of `PhotoFiles` members."""
-    items = [item for _, item, _ in members if isinstance(item, Item)]
-    failures = {index: item for index, item, _ in members if isinstance(item, str)}
-    warnings = {index: texts for index, _, texts in members}
-    if not items:
-        return Batch(None, failures, warnings)
-    images, labels, indices, draws = zip(*items, strict=True)
-    item = Item(torch.stack(images), torch.stack(labels), torch.tensor(indices), torch.stack(draws))
-    return Batch(item, failures, warnings)
 
 
 def search_folder(folder: Path, outputs: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -255,7 +216,7 @@ def read_hands(path: Path) -> list[Hand]:
 
 
 def find_hands(config: PredictConfig) -> tuple[list[Hand], list[str]]:
-    """Return what gets an answer each, and a message per input that gets none.
+    """Return the hands to predict for, and a message per input without one.
 
     Raises:
         UserError: the photos are no multiple of --photos_per_hand.
@@ -293,7 +254,7 @@ class Prediction:
     probabilities: task -> class -> probability, the most probable first.
     expected_age: in years, from the mean training ages of the age groups; None: age not trained.
     age_interval: first and last year of the age groups that hold the middle 90 %.
-    unknown: whether the person is nobody of the training; None: identity or reference is missing.
+    unknown: whether the person is not among the training people; None: no identity or reference.
     typicality: fraction of val photos at least as far from the training photos; None: no
         reference. Below 0.01 a photo is unlike those of training.
     embedding: (D,) float32, by which photos are compared (cosine similarity).
@@ -327,7 +288,7 @@ class Prediction:
         }
 
 
-class Answer(NamedTuple):
+class HandPrediction(NamedTuple):
     """The prediction for a hand (None: no photo could be read), and for which photos."""
 
     hand: Hand
@@ -389,7 +350,7 @@ class HandPredictor:
         """
         if isinstance(photos, str | Path | Image.Image | np.ndarray):
             return self.predict_hand([photos])
-        return [self._checked(answer) for answer in self.answer([Hand([p]) for p in photos])]
+        return [self._checked(p) for p in self.predict_hands([Hand([photo]) for photo in photos])]
 
     def predict_hand(self, photos: Sequence[Photo]) -> Prediction:
         """Return one prediction for several photos of one hand.
@@ -400,24 +361,26 @@ class HandPredictor:
         Raises:
             UserError: a photo cannot be read.
         """
-        (answer,) = self.answer([Hand(photos)])
-        return self._checked(answer)
+        (predicted,) = self.predict_hands([Hand(photos)])
+        return self._checked(predicted)
 
     @staticmethod
-    def _checked(answer: Answer) -> Prediction:
-        """Return the prediction of an answer for all its photos."""
-        if answer.failures or answer.prediction is None:
-            raise UserError("; ".join(answer.failures) or "no photo. Give at least one")
-        return answer.prediction
+    def _checked(predicted: HandPrediction) -> Prediction:
+        """Return the prediction; refuse one without some of its photos."""
+        if predicted.failures or predicted.prediction is None:
+            raise UserError("; ".join(predicted.failures) or "no photo. Give at least one")
+        return predicted.prediction
 
-    def answer(self, hands: Sequence[Hand], *, num_workers: int = 0) -> Iterator[Answer]:
-        """Yield the answer for each hand, in order; photos that cannot be read are left out."""
+    def predict_hands(
+        self, hands: Sequence[Hand], *, num_workers: int = 0
+    ) -> Iterator[HandPrediction]:
+        """Yield a prediction for each hand, in order; photos that cannot be read are left out."""
         photos = [photo for hand in hands for photo in hand.photos]
         results = self._results(photos, num_workers)
         for hand in hands:
             found = list(itertools.islice(results, len(hand.photos)))
             read = [result for result in found if not result.failure]
-            yield Answer(
+            yield HandPrediction(
                 hand,
                 self._combine(read) if read else None,
                 [result.photo for result in read],
@@ -434,22 +397,27 @@ class HandPredictor:
             collate_fn=collate,
             generator=torch.Generator(),  # the default is the global generator
         )
+        remaining = iter(photos)
         for batch in loader:
-            computed = {
-                index: (embeddings[i].numpy(), {t: v[i].numpy() for t, v in logits.items()})
-                for item, embeddings, logits in loop.predict_batches(
+            pixels = [np.asarray(image) for image in batch if isinstance(image, Image.Image)]
+            none = torch.empty(0)
+            items = [Item(torch.from_numpy(np.stack(pixels)), none, none, none)] if pixels else []
+            computed = (
+                (embeddings[i].numpy(), {task: v[i].numpy() for task, v in logits.items()})
+                for _, embeddings, logits in loop.predict_batches(
                     predictor.model,
-                    [batch.item] if batch.item is not None else [],
+                    items,
                     preprocessing=predictor.preprocessing,
                     amp=predictor.amp,
                     show_progress=False,
                 )
-                for i, index in enumerate(torch.as_tensor(item.row).tolist())
-            }
-            for index, warnings in batch.warnings.items():
-                embedding, logits = computed.get(index, (np.empty(0), {}))
-                failure = batch.failures.get(index, "")
-                yield PhotoResult(photos[index], embedding, logits, warnings, failure)
+                for i in range(len(embeddings))
+            )
+            for decoded, photo in zip(batch, remaining, strict=False):
+                if isinstance(decoded, str):
+                    yield PhotoResult(photo, np.empty(0), {}, [], decoded)
+                else:
+                    yield PhotoResult(photo, *next(computed), decoded.info["warnings"])
 
     def _combine(self, results: Sequence[PhotoResult]) -> Prediction:
         """Return the prediction of all photos of a hand."""
@@ -593,10 +561,12 @@ def load_reference(
 # ----------------------------------------------------------------------------- output
 
 
-def to_record(answer: Answer, prediction: Prediction, *, grouped: bool, top_k: int) -> Any:
-    """Return what is printed of an answer: the photo, or the hand and its photos; predictions."""
-    photos = [str(photo) for photo in answer.photos]
-    hand = {"hand": answer.hand.name, "photos": photos}
+def to_record(
+    predicted: HandPrediction, prediction: Prediction, *, grouped: bool, top_k: int
+) -> Any:
+    """Return what is printed: the photo, or the hand and its photos; the prediction."""
+    photos = [str(photo) for photo in predicted.photos]
+    hand = {"hand": predicted.hand.name, "photos": photos}
     return (hand if grouped else {"photo": photos[0]}) | prediction.to_json(top_k)
 
 
@@ -629,7 +599,7 @@ def write_annotated(photo: Photo, prediction: Prediction, path: Path) -> None:
         for name in [prediction.classes[task]]
     ]
     if prediction.unknown:
-        lines.append((13, "identity: probably nobody of the training"))
+        lines.append((13, "identity: probably not among the training people"))
     lines += [(13, text) for text in (*prediction.warnings, "an estimate, no proof of identity")]
     sheet_height = height + 6 + sum(round(1.4 * size) for size, _ in lines) + 6
     sheet = Image.new("RGB", (ANNOTATED_WIDTH, sheet_height), "white")
@@ -679,12 +649,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
 
 
-def write_embeddings(path: Path, answers: Sequence[Answer], model: str) -> None:
+def write_embeddings(path: Path, predictions: Sequence[HandPrediction], model: str) -> None:
     """Write an .npz file: embedding (N, D) float32, photo and hand (N,), model's fingerprint."""
     arrays = {
-        "embedding": np.stack([a.prediction.embedding for a in answers if a.prediction]),
-        "photo": np.array(["; ".join(map(str, answer.photos)) for answer in answers]),
-        "hand": np.array([answer.hand.name for answer in answers]),
+        "embedding": np.stack([p.prediction.embedding for p in predictions if p.prediction]),
+        "photo": np.array(["; ".join(map(str, p.photos)) for p in predictions]),
+        "hand": np.array([p.hand.name for p in predictions]),
         "model": np.array(model),
     }
     write_arrays(path, arrays)
@@ -713,26 +683,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     grouped = config.photos_per_hand > 1 or any(hand.name for hand in hands)
     explainer = Explainer(predictor.predictor) if config.explain else None
     explained: list[dict[str, Any]] = []
-    answered: list[Answer] = []
-    for number, answer in enumerate(predictor.answer(hands, num_workers=config.num_workers), 1):
-        report_failures(answer.failures)
-        failures += answer.failures
-        if answer.prediction is None:
+    predictions: list[HandPrediction] = []
+    iterator = predictor.predict_hands(hands, num_workers=config.num_workers)
+    for number, predicted in enumerate(iterator, 1):
+        report_failures(predicted.failures)
+        failures += predicted.failures
+        if predicted.prediction is None:
             continue
-        record = to_record(answer, answer.prediction, grouped=grouped, top_k=config.top_k)
+        record = to_record(predicted, predicted.prediction, grouped=grouped, top_k=config.top_k)
         if config.format == "json":
             print(json.dumps(record, ensure_ascii=False))
         else:
             table = csv.DictWriter(sys.stdout, list(row := flatten(record)), lineterminator="\n")
-            if not answered:
+            if not predictions:
                 table.writeheader()
             table.writerow(row)
         if config.output:
-            name = f"{number:04d}_{Path(str(answer.photos[0])).stem[:40]}.png"
-            write_annotated(answer.photos[0], answer.prediction, config.output / name)
+            name = f"{number:04d}_{Path(str(predicted.photos[0])).stem[:40]}.png"
+            write_annotated(predicted.photos[0], predicted.prediction, config.output / name)
         if explainer and config.explain:
-            classes = answer.prediction.classes
-            for i, photo in enumerate(answer.photos, start=1):
+            classes = predicted.prediction.classes
+            for i, photo in enumerate(predicted.photos, start=1):
                 maps = explainer.explain(photo, classes)
                 path = (
                     config.explain / f"{number:04d}_{i}_{safe_name(Path(str(photo)).stem)[:40]}.png"
@@ -742,9 +713,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for task, found in maps.items():
                     row = {"photo": str(photo), "task": task, "class": classes[task]}
                     explained.append(row | {name: getattr(found, name) for name in MAP_NUMBERS})
-        answered.append(answer)
-    if config.embeddings and answered:
-        write_embeddings(config.embeddings, answered, predictor.fingerprint)
+        predictions.append(predicted)
+    if config.embeddings and predictions:
+        write_embeddings(config.embeddings, predictions, predictor.fingerprint)
     if config.explain and explained:
         write_table(config.explain / "maps.csv", explained)
     return 1 if failures else 0

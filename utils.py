@@ -33,6 +33,10 @@ class UserError(Exception):
     """An expected failure: one line that says what is wrong, where, and what to do next."""
 
 
+class BrokenPhotoError(UserError):
+    """A photo cannot be decoded; a DataLoader raises a worker's error as the same class."""
+
+
 def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     """Decorate a script's `main`: expected failures become one line on stderr and exit code 1.
 
@@ -52,7 +56,7 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[...
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (UserError, OSError) as error:
-            message = str(error).rpartition("utils.UserError: ")[2].strip()
+            message = re.split(r"\n[\w.]+Error: ", str(error))[-1].strip()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

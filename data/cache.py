@@ -18,14 +18,14 @@ import numpy as np
 import PIL
 import torch
 from filelock import FileLock
-from PIL import features
+from PIL import Image, features
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.splits import lines_of
 from data.tables import photo_names, read_csv
-from dataset_11k import HandsDataset, PhotoReader, collate
-from utils import UserError, atomic_write, logger
+from dataset_11k import HandsDataset, Photo, PhotoReader, collate
+from utils import BrokenPhotoError, UserError, atomic_write, logger
 
 MAX_CACHE_GB = 50  # least recently used files beyond this total are deleted
 
@@ -57,22 +57,20 @@ class MappedPixels:
         return MappedPixels, (self.path, self.places)
 
 
-class PhotoFiles(Dataset[np.ndarray | str]):
-    """Decode photos; a broken photo gives its error message instead of pixels."""
+class PhotoFiles(Dataset[Image.Image | str]):
+    """Decode photos; a broken photo gives its error message instead of an image."""
 
-    def __init__(self, folder: Path, names: Sequence[str], reader: PhotoReader) -> None:
-        self.names = names
-        self.paths = [folder / name for name in names]
-        self.reader = reader
+    def __init__(self, photos: Sequence[Photo], reader: PhotoReader) -> None:
+        self.photos, self.reader = photos, reader
 
     def __len__(self) -> int:
         """Return the number of photos."""
-        return len(self.paths)
+        return len(self.photos)
 
-    def __getitem__(self, place: int) -> np.ndarray | str:
-        """Return pixels, (H, W, 3) uint8, or an error message."""
+    def __getitem__(self, place: int) -> Image.Image | str:
+        """Return the image, as `PhotoReader.read`, or an error message."""
         try:
-            return np.asarray(self.reader.read(self.paths[place]))
+            return self.reader.read(self.photos[place])
         except UserError as error:
             return str(error)
 
@@ -141,15 +139,13 @@ def cached_features(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray
     return found
 
 
-class BrokenPhotosError(UserError):
-    """Photos that cannot be decoded: all are named or counted."""
-
-
-def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Iterator[np.ndarray]:
-    """Yield the pixels of all photos, in order; `sources` are the CSVs that list them.
+def decode(
+    photos: PhotoFiles, names: Sequence[str], sources: Sequence[Path], num_workers: int
+) -> Iterator[Image.Image]:
+    """Yield all photos, in order; `sources` are the CSVs that list their `names`.
 
     Raises:
-        BrokenPhotosError: raised after the last photo, so that it counts all.
+        UserError: photos cannot be decoded; raised after the last photo, so that it counts all.
     """
     loader: DataLoader[Any] = DataLoader(
         photos,
@@ -161,7 +157,7 @@ def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Ite
     broken: dict[str, str] = {}  # name -> message
     with tqdm(total=len(photos), desc="decode", unit="photo", leave=False, disable=None) as bar:
         decoded = (photo for batch in loader for photo in batch)
-        for name, photo in zip(photos.names, decoded, strict=True):
+        for name, photo in zip(names, decoded, strict=True):
             if isinstance(photo, str):
                 broken[name] = photo
             elif not broken:
@@ -171,7 +167,7 @@ def decode(photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> Ite
         lines = lines_of(list(broken), sources)
         first = [f"{broken[name]} ({lines.get(name)})" for name in list(broken)[:N_NAMED]]
         others = f"; and {len(broken) - len(first)} others" if len(broken) > len(first) else ""
-        raise BrokenPhotosError("; ".join(first) + others)
+        raise UserError("; ".join(first) + others)
 
 
 @contextmanager
@@ -186,24 +182,22 @@ def name_all_broken_photos(
         num_workers: number of processes that decode.
 
     Raises:
-        BrokenPhotosError: with the CSV and line of each photo.
+        UserError: with the CSV and line of each photo.
     """
     try:
         yield
-    except BrokenPhotosError:
-        raise
-    except UserError as error:
-        if "cannot decode photo" in str(error):  # one from a worker is of no other type
-            files = [path for path in sources if path.is_file()]
-            listed = [photo_names(read_csv(f, ("image_path",), "")["image_path"]) for f in files]
-            names = [n for n in dict.fromkeys(itertools.chain(*listed)) if (folder / n).is_file()]
-            for _ in decode(PhotoFiles(folder, names, PhotoReader(1)), files, num_workers):
-                pass
+    except BrokenPhotoError:
+        files = [path for path in sources if path.is_file()]
+        listed = [photo_names(read_csv(f, ("image_path",), "")["image_path"]) for f in files]
+        names = [n for n in dict.fromkeys(itertools.chain(*listed)) if (folder / n).is_file()]
+        photos = PhotoFiles([folder / name for name in names], PhotoReader(1))
+        for _ in decode(photos, names, files, num_workers):
+            pass
         raise
 
 
-def build(path: Path, photos: PhotoFiles, sources: Sequence[Path], num_workers: int) -> None:
-    """Decode `photos` into the cache file `path`, which appears when it is complete."""
+def build(path: Path, photos: PhotoFiles, decoded: Iterator[Image.Image]) -> None:
+    """Write `photos` into the cache file `path`, which appears when all are decoded."""
     shape = (len(photos), *photos.reader.shape)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if needed > free:
@@ -213,7 +207,7 @@ def build(path: Path, photos: PhotoFiles, sources: Sequence[Path], num_workers: 
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         # Written in order, not through a map: a full disk is then an error instead of a crash.
         np.lib.format.write_array_header_1_0(file, header)
-        for photo in decode(photos, sources, num_workers):
+        for photo in decoded:
             file.write(photo.tobytes())
 
 
@@ -255,8 +249,9 @@ def attach_cache(
     """
     try:
         path = cache_path(dataset, photo_names, cache_dir)
-        photos = PhotoFiles(dataset.folder, photo_names, dataset.reader)
-        build_once(path, lambda: build(path, photos, sources, num_workers))
+        photos = PhotoFiles([dataset.folder / name for name in photo_names], dataset.reader)
+        decoded = decode(photos, photo_names, sources, num_workers)
+        build_once(path, lambda: build(path, photos, decoded))
         places = {name: place for place, name in enumerate(photo_names)}
         dataset.cached = MappedPixels(path, [places[name] for name in dataset.names])
     except (OSError, NotImplementedError, UserError) as error:

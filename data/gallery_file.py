@@ -50,6 +50,16 @@ class Entry(NamedTuple):
     embedding: np.ndarray
 
 
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors in the block into a `UserError` that names the gallery."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        what_next = "If it is damaged, restore a copy"
+        raise UserError(f"cannot use the gallery {path}: {error}. {what_next}") from error
+
+
 class Gallery:
     """People, photos and their embeddings in a SQLite file; every change is one transaction."""
 

@@ -36,7 +36,7 @@ def main(chromium: str, checkpoint: str, gallery: str, *photos: str) -> None:
             page.locator("input[type=file]").first.set_input_files(photos)
             page.get_by_role("cell", name=Path(photos[-1]).name).wait_for()
             page.get_by_role("button", name="Predict").click()
-            page.locator("#answer img").last.wait_for()
+            page.locator("#result img").last.wait_for()
             page.mouse.move(0, 0)
             for width, height in HEIGHTS.items():
                 page.set_viewport_size({"width": width, "height": height})

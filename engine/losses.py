@@ -22,7 +22,7 @@ class CrossEntropy(nn.Module):
     """Mean cross-entropy over the photos whose label is known; 0 if there are none.
 
     Args:
-        label_smoothing: share of the target spread over all classes, in [0, 1).
+        label_smoothing: fraction of the target spread over all classes, in [0, 1).
 
     Source: arXiv 2303.15263, section III; github.com/nathanlem1/IGAE-Net, utils/get_loss.py.
     """

@@ -77,7 +77,7 @@ class ClassPredictions:
     def top(self, k: int) -> float:
         """Return the fraction of photos whose true class is among the k most probable.
 
-        NaN if there are no more than k classes, as the answer could not be wrong.
+        NaN if there are no more than k classes, as it would always be 1.
         """
         if k >= self.logits.shape[1]:
             return np.nan

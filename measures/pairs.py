@@ -601,7 +601,7 @@ class PairScores:
     def rank_hits(self, k: int) -> np.ndarray:
         """Return whether each search has a mate at rank k or better, (n, n_draws) 0, 1 or NaN.
 
-        NaN if a gallery has no more than k people, as the answer could not be wrong.
+        NaN if a gallery has no more than k people, as it would always be 1.
         """
         hits = rank_hits(self.query_ranks, k)
         return hits if k < self.galleries.shape[1] else np.full_like(hits, np.nan)

@@ -265,13 +265,13 @@ def leakage_table(metrics: Mapping[str, Any]) -> Table | None:
 def people_tables(results: Results) -> tuple[Table, Table]:
     """Return the people with the most errors, and everybody, worst first."""
     people = pd.Series(results.arrays["people"])
-    shares = results.correct().groupby(people.to_numpy()).mean()
+    accuracy = results.correct().groupby(people.to_numpy()).mean()
     photos = people.value_counts()
-    order = shares.mean(axis=1).sort_values(kind="stable").index
+    order = accuracy.mean(axis=1).sort_values(kind="stable").index
     rows = {
-        who: [str(who), str(photos[who]), *map(PERCENT.format, shares.loc[who])] for who in order
+        who: [str(who), str(photos[who]), *map(PERCENT.format, accuracy.loc[who])] for who in order
     }
-    wrong = [rows[who] for who in order if (shares.loc[who] < 1).any()]
+    wrong = [rows[who] for who in order if (accuracy.loc[who] < 1).any()]
     header = ["person", "photos", *map(name_of, results.tasks)]
     return (
         Table("People with the most errors: fraction of photos correct", header, wrong[:N_PEOPLE]),
@@ -321,7 +321,7 @@ def choose_photos(results: Results, seed: int = 0) -> dict[str, list[int]]:
     return chosen
 
 
-class Prediction(NamedTuple):
+class TaskPrediction(NamedTuple):
     """A task's prediction for one photo, as text."""
 
     task: str
@@ -337,11 +337,11 @@ class Prediction(NamedTuple):
         return text if self.correct else f"{text}, true: {self.true}"
 
 
-def predictions_of(results: Results, photo: int) -> list[Prediction]:
+def predictions_of(results: Results, photo: int) -> list[TaskPrediction]:
     """Return the predictions for a photo, of the tasks whose class is known."""
     row = results.predictions.iloc[photo]
     return [
-        Prediction(
+        TaskPrediction(
             name_of(task),
             row[f"{task}_pred"],
             f"{PERCENT.scale * row[f'{task}_prob']:.0f}{PERCENT.suffix}",
@@ -358,7 +358,7 @@ class Photo(NamedTuple):
 
     name: str
     picture: Image.Image
-    predictions: list[Prediction]
+    predictions: list[TaskPrediction]
 
     @property
     def source(self) -> str:
@@ -443,8 +443,8 @@ def report_charts(results: Results) -> dict[str, list[Chart]]:
     found["groups"] = [
         chart for key, block in blocks.items() for chart in charts.group_charts(key, block)
     ]
-    shares = results.correct().groupby(results.arrays["people"]).mean()
-    found["people"] = [charts.people_chart(shares)] if results.tasks else []
+    accuracy = results.correct().groupby(results.arrays["people"]).mean()
+    found["people"] = [charts.people_chart(accuracy)] if results.tasks else []
     return found
 
 

@@ -72,9 +72,9 @@ TIPPETT_POINTS = 400
 
 MOST_CONFUSED = 25
 
-SHARES = ("none", "under half", "half or more", "all")
+FRACTIONS = ("none", "under half", "half or more", "all")
 
-SHARE_BOUNDS = (1e-9, 0.5, 1.0)  # lowest fraction of the second, third and fourth
+FRACTION_BOUNDS = (1e-9, 0.5, 1.0)  # lowest fraction of the second, third and fourth
 
 
 class Table(NamedTuple):
@@ -628,22 +628,22 @@ def _group_chart(title: str, groups: Mapping[str, Any], measure: Measure) -> Cha
     )
 
 
-def people_chart(shares: pd.DataFrame) -> Chart:
+def people_chart(accuracy: pd.DataFrame) -> Chart:
     """Return how many people have which fraction of their photos correct.
 
     Args:
-        shares: a row for each person, a column for each task; NaN: unknown.
+        accuracy: a row for each person, a column for each task; NaN: unknown.
     """
     counts = pd.DataFrame(
         {
             name_of(str(task)): np.bincount(
-                np.digitize(found.dropna(), SHARE_BOUNDS), minlength=len(SHARES)
+                np.digitize(found.dropna(), FRACTION_BOUNDS), minlength=len(FRACTIONS)
             )
-            for task, found in shares.items()
+            for task, found in accuracy.items()
         },
-        index=SHARES,
+        index=FRACTIONS,
     )
-    ends = [f"{task}: {count} of {len(shares)}" for task, count in counts.loc["all"].items()]
+    ends = [f"{task}: {count} of {len(accuracy)}" for task, count in counts.loc["all"].items()]
     return Chart(
         "",
         draw_people_bars(counts),

@@ -308,13 +308,13 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figu
 
 def _fill_cells(axes: Axes, counts: np.ndarray) -> None:
     """Colour the cells by the fraction of the true class; print count and fraction where not 0."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.grid(visible=False)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for (row, column), count in np.ndenumerate(counts):
-        share = shares[row, column]
-        color = "white" if share > 0.5 else "black"
-        text = f"{count}\n{PERCENT.scale * share:.0f}%" if count else ""
+        fraction = fractions[row, column]
+        color = "white" if fraction > 0.5 else "black"
+        text = f"{count}\n{PERCENT.scale * fraction:.0f}%" if count else ""
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
 
 

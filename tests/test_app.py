@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 
 import app
-import gallery
 from app import Actions, AppConfig, load_actions, render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,9 +83,13 @@ def test_errors_are_lines_without_markup_and_folders(
     assert "error: hand: 21 photos. Give 1 to 20" in render(actions.predict, photos[:1] * 21)
     assert "error: the photos were deleted" in render(actions.predict, [*photos, "gone.jpg"])
     assert "error: no name." in render(actions.enroll, photos[:1], " ")
-    assert actions.session
-    actions.session.gallery.path.write_bytes(b"damaged" * 1000)
-    assert "error: file is not a database" in render(actions.search, photos[:1])
+    file = tmp_path / "hands.sqlite"
+    file.write_bytes(b"damaged" * 1000)
+    for html in (
+        render(actions.search, photos[:1]),
+        render(actions.enroll, photos[:1], "Ada"),
+    ):
+        assert f"error: cannot use the gallery {file}: file is not a database. If it is" in html
 
 
 def test_a_missing_package_and_a_foreign_file_are_one_line(
@@ -98,11 +102,25 @@ def test_a_missing_package_and_a_foreign_file_are_one_line(
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert app.main(["--checkpoint", str(tiny_checkpoint)]) == 1
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--port"]
+    assert app.main([*arguments, str(free_port())]) == 1
     assert "error: app.py needs the package gradio" in capsys.readouterr().err
     (tmp_path / "foreign.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(app.UserError, match="cannot use the gallery"):
         load_actions(AppConfig(tiny_checkpoint, tmp_path / "foreign.sqlite"))
+
+
+def test_a_port_in_use_creates_no_gallery(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hands.sqlite"
+    flags = ["--checkpoint", str(tiny_checkpoint), "--gallery", str(file)]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "app.py", *flags, "--port", port]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 1
+    message = f"error: cannot use port {port}: Address already in use. Give another --port"
+    assert found.stderr.splitlines()[-1] == message
+    assert not file.exists()
 
 
 def free_port() -> int:
@@ -165,24 +183,26 @@ def test_the_page_in_a_browser(
         for file in files:
             page.get_by_role("cell", name=Path(file).name).wait_for()
 
-    def press(button: str, answer: str) -> str:
+    def press(button: str, result: str) -> str:
         page.get_by_role("button", name=button, exact=True).press("Enter")
-        page.locator("#answer", has_text=answer).wait_for()
-        return str(page.locator("#answer").inner_text())
+        page.locator("#result", has_text=result).wait_for()
+        return str(page.locator("#result").inner_text())
 
+    for name in ("Photos of one hand", "Photos of another hand"):
+        page.get_by_role("button", name=name).wait_for()
     press("Predict", "error: hand: 0 photos. Give 1 to 20")
     upload(1, photos[2], str(bad))
     upload(0, *photos[:2])
     text = press("Predict", "Predictions with their probabilities")
     for words_shown in ("identity", "expected age", "age, 90% interval", "typicality"):
         assert words_shown in text
-    assert page.locator("#answer img").count() == 6
+    assert page.locator("#result img").count() == 6
     press("Enroll", "error: no name. Type the name of the person")
     page.get_by_label("Name of the person, to enroll").fill("Ada")
     press("Enroll", "Photos of Ada enrolled: 2")
     assert "Ada" in press("Search the gallery", "Among 1 people")
     assert "bad.jpg" in press("Compare the two hands", "First hand and second hand: similarity")
-    assert str(tmp_path) not in page.locator("#answer").inner_text()
+    assert str(tmp_path) not in page.locator("#result").inner_text()
 
     reached = set()
     page.evaluate("document.activeElement.blur()")
@@ -190,11 +210,11 @@ def test_the_page_in_a_browser(
         page.keyboard.press("Tab")
         reached.add(page.evaluate(FOCUSED))
     buttons = {"Predict", "Search the gallery", "Enroll", "Compare the two hands"}
-    assert buttons | {"Name of the person, to enroll", "Click to upload or drop files"} <= reached
+    assert buttons | {"Name of the person, to enroll"} <= reached
     assert "" not in reached
 
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert {url for url in hosts if not url.startswith((f"{address}/", "data:", "blob:"))} == set()
-    with gallery.sqlite3.connect(tmp_path / "hands.sqlite") as known:
+    with sqlite3.connect(tmp_path / "hands.sqlite") as known:
         assert known.execute("SELECT name FROM person").fetchall() == [("Ada",)]

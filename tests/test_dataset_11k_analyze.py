@@ -219,7 +219,7 @@ def test_texts_of_figures_keep_apart(
 ) -> None:
     counts = count_photos(tmp_path / "11k", photos)
     for question in ("age", "age_group"):
-        analyze.plot_shares(counts, tmp_path / f"{question}.png", question=question)
+        analyze.plot_fractions(counts, tmp_path / f"{question}.png", question=question)
     analyze.plot_images_per_person(counts, tmp_path / "images_per_person.png")
     assert len(drawn) == 3
     for figure in drawn.values():
@@ -239,7 +239,7 @@ def axes_texts(figure: Figure) -> dict[str, list[str]]:
 def test_figure_shows_the_counts_and_the_empty_aspect(
     counts: pd.DataFrame, drawn: dict[str, Figure], tmp_path: Path
 ) -> None:
-    analyze.plot_shares(counts, tmp_path / "gender.png", question="gender")
+    analyze.plot_fractions(counts, tmp_path / "gender.png", question="gender")
     analyze.plot_images_per_person(counts, tmp_path / "images_per_person.png")
     for figure in drawn.values():
         assert axes_texts(figure)["palmar left"] == ["no photos"]
@@ -379,7 +379,7 @@ def test_texts_of_real_figures_keep_apart(
 ) -> None:
     counts = analyze.count_all(read_hand_info(real_full_info))
     for question in analyze.QUESTIONS:
-        analyze.plot_shares(counts, tmp_path / f"{question}.png", question=question)
+        analyze.plot_fractions(counts, tmp_path / f"{question}.png", question=question)
     analyze.plot_images_per_person(counts, tmp_path / "images_per_person.png")
     assert len(drawn) == len(FIGURES)
     for figure in drawn.values():

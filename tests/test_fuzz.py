@@ -21,10 +21,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from data.cache import PhotoFiles
 from data.splits import read_data
 from data.tables import read_hand_info, read_people, read_samples
 from dataset_11k import TASKS, PhotoReader, age_group, open_photo
-from predict import PhotoFiles
 from utils import UserError
 
 N_CSVS = int(os.environ.get("FUZZ_CSVS", "120"))
@@ -474,14 +474,14 @@ def fuzz_one_photo(path: Path, rng: Rng) -> str:
     photo.write_bytes(data)
     decode_size = int(pick(rng, [0, 20]))
     reader = PhotoReader(32, decode_size)
-    _, answer, _ = PhotoFiles([photo], reader)[0]
+    found = PhotoFiles([photo], reader)[0]
     try:
         full = open_photo(photo, decode_size)
         resized = reader.read(photo)
     except UserError:
         if wanted is not None:
-            raise ValueError(f"a good photo is refused: {answer}") from None
-        return "refused" if isinstance(answer, str) else "read by predict.py only"
+            raise ValueError(f"a good photo is refused: {found}") from None
+        return "refused" if isinstance(found, str) else "read by predict.py only"
     if make is None:
         raise ValueError("a truncated photo is read")
     if (full.mode, resized.mode, resized.size) != ("RGB", "RGB", (32, 32)):

@@ -211,6 +211,22 @@ def test_wrong_values_are_refused_by_name_before_data_is_read(
     assert f"--{flag.split()[0]}" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_without_a_cache_all_broken_photos_are_named(
+    split_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], num_workers: int
+) -> None:
+    names = read_samples(split_csv(split_root, "train"))["name"][[1, 6]]
+    for name in names:
+        (split_root / "Hands" / name).write_bytes(b"no photo")
+    assert run(split_root, tmp_path / "run", cache=False, num_workers=num_workers) == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert line.count("cannot decode photo ") == 2
+    assert all(f"{split_root / 'Hands' / name}: " in line for name in names)
+    assert (
+        f"({attributes(split_root)} line " in line or f"({split_csv(split_root, 'train')}" in line
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

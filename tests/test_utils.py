@@ -79,8 +79,8 @@ def test_a_main_without_errors_keeps_its_exit_code() -> None:
         ),
         (
             UserError(
-                "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most"
-                " recent call last):\n  File x, line 1\nutils.UserError: row 3: bad photo\n"
+                "Caught OtherError in DataLoader worker process 0.\nOriginal Traceback (most"
+                " recent call last):\n  File x, line 1\nutils.OtherError: row 3: bad photo\n"
             ),
             1,
             "error: row 3: bad photo\n",

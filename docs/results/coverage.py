@@ -45,7 +45,7 @@ AGE_PEOPLE = np.array([33, 57, 27, 12, 9, 5])  # of dorsal_dr, in each age group
 
 AGES = np.array([19, 21, 22, 23, 26, 45])  # in years, one for each age group
 
-MALE = 60 / 143  # share of dorsal_dr's people
+MALE = 60 / 143  # fraction of dorsal_dr's people
 
 SKILL = 1.3, 1.3  # score of the true class: mean over people, standard deviation over people
 
