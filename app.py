@@ -31,7 +31,15 @@ from engine.explain import Explainer
 from gallery import GalleryConfig, Probe, Session
 from pages.build import Photo, templates
 from pages.charts import Table
-from predict import DEFAULT_FPIR, Hand, HandPredictor, Prediction, describe_map, load_predictor
+from predict import (
+    DEFAULT_FPIR,
+    HANDS,
+    Hand,
+    HandPredictor,
+    Prediction,
+    describe_map,
+    load_predictor,
+)
 from utils import UserError, flag, one_line, one_line_errors, parse_config, setup_logging
 
 MAX_PHOTOS = 20  # of one hand
@@ -55,6 +63,9 @@ class AppConfig:
 
     checkpoint: Path | None = flag(None, "checkpoint of train.py (default: the gallery's)")
     gallery: Path | None = flag(None, "known hands, to search and add to", metavar="FILE.sqlite")
+    hand: str = flag(
+        "right", "hand in the photos; matters after train.py --mirror left", choices=HANDS
+    )
     port: int = flag(7860, "port of the page at 127.0.0.1")
 
     def __post_init__(self) -> None:
@@ -232,8 +243,9 @@ def load_actions(config: AppConfig) -> Actions:
     """Return the functions of the page for a checkpoint, a gallery or both."""
     if config.gallery is None:
         assert config.checkpoint is not None
-        return Actions(load_predictor(config.checkpoint), config.checkpoint)
-    flags = GalleryConfig("enroll", config.gallery, ("photos",), config.checkpoint, num_workers=0)
+        return Actions(load_predictor(config.checkpoint, hand=config.hand), config.checkpoint)
+    source = ("enroll", config.gallery, ("photos",), config.checkpoint)
+    flags = GalleryConfig(*source, hand=config.hand, num_workers=0)
     with sqlite_errors(config.gallery):
         session = gallery.open_session(flags, create=True)
     return Actions(session.predictor, session.checkpoint, session)
