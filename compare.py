@@ -315,12 +315,13 @@ def read_evaluation(cell: Cell, folder: Path) -> EvaluatedRun | None:
 
 def find_evaluation(run: PlannedRun) -> EvaluatedRun | None:
     """Return the evaluation of the run's reported split; None unless training has finished."""
-    best, found = best_checkpoint(run.folder), list_checkpoints(run.folder)
-    if best is None:
+    found = list_checkpoints(run.folder)
+    best_epoch = max((epoch for epoch, is_best in found if is_best), default=None)
+    if best_epoch is None:
         return None
-    last, best_epoch = max(epoch for epoch, _ in found), max(e for e, is_best in found if is_best)
-    if not (run.added or is_last_epoch(last, best_epoch, run.settings)):
+    if not (run.added or is_last_epoch(max(found)[0], best_epoch, run.settings)):
         return None
+    best = found[best_epoch, True]
     split = PROTOCOLS[run.cell.protocol].splits[-1]
     folder = evaluation_dir(best, run.cell.aspect, split)
     if not run.added and not (folder / "report.html").is_file():  # test.py writes it last
@@ -379,12 +380,13 @@ def check_folder(run: PlannedRun, fingerprints: Mapping[str, str]) -> None:
         return
     stored = read_run(run.folder)
     check_resumable(run.folder, stored, settings=run.settings, fingerprints=fingerprints)
-    n_epochs, planned = stored["config"]["N_epochs"], run.settings["N_epochs"]
-    if n_epochs != planned:
-        raise UserError(
-            f"--N_epochs {planned} differs from {n_epochs}, which the run was started with:"
-            f" {run.folder}. Give the same, or another --output"
-        )
+    for name in ("N_epochs", "patience"):  # train.py may change them
+        started, planned = stored["config"].get(name), run.settings[name]
+        if started != planned:
+            raise UserError(
+                f"--{name} {planned} differs from {started}, which the run was started with:"
+                f" {run.folder}. Give the same, or another --output"
+            )
 
 
 def plan_added(folder: Path, root: Path) -> PlannedRun:
@@ -400,10 +402,10 @@ def plan_added(folder: Path, root: Path) -> PlannedRun:
             f"--add: training stopped at epoch {n_done} of {stored['N_epochs']}: {folder}. Finish"
             f" it with: python train.py --resume {folder}"
         )
-    fold = (stored["fold"] or 0) if PROTOCOLS[stored["protocol"]].folds > 1 else None
-    recipe = stored.get("recipe", "published")  # earlier versions had no other
     if len(trained_files(stored)) > 1:
         raise UserError(f"--add: trained on {state['aspect']}: {folder}. Add runs of one aspect")
+    fold = (stored["fold"] or 0) if PROTOCOLS[stored["protocol"]].folds > 1 else None
+    recipe = stored.get("recipe", "published")  # earlier versions had no other
     own = (stored["backbone"], fold, stored["seed"], recipe)
     cell = Cell(state["aspect"], stored["protocol"], *own)
     attributes = root / "sub_dataset" / f"{cell.aspect}.csv"

@@ -25,7 +25,7 @@ import pandas as pd
 
 from data.cache import name_all_broken_photos
 from data.splits import (
-    LEFT,
+    LEFT_SUFFIX,
     PROTOCOLS,
     SplitFiles,
     check_photos,
@@ -39,7 +39,7 @@ from data.splits import (
     permute_labels,
     read_run_samples,
     run_files,
-    trained_files,
+    trained_aspects,
 )
 from data.tables import (
     further_columns,
@@ -93,7 +93,7 @@ from utils import (
 
 SPLITS = ("train", "val", "test")
 # Copied from the checkpoint into metrics.json: what repeats the training.
-TRAINING_FACTS = ("config", "resolved", "fingerprints", "best", "commit", "environment")
+TRAINING_FACTS = ("aspect", "config", "resolved", "fingerprints", "best", "commit", "environment")
 MAX_GROUPS = 20  # a further CSV column with more distinct values is no grouping
 State = Mapping[str, Any]  # a checkpoint without its tensors
 
@@ -163,8 +163,8 @@ def read_split(files: Sequence[SplitFiles], split: str, state: State) -> pd.Data
     return permute_labels(samples, read_everyone(files[0], state), state["config"]["seed"])
 
 
-def read_all(scope: Scope, split: str, state: State) -> pd.DataFrame:
-    """Return the samples of a split of all aspects that were trained on."""
+def read_run_split(scope: Scope, split: str, state: State) -> pd.DataFrame:
+    """Return `read_split` of all aspects that were trained on."""
     return read_split(run_files(scope.files.attributes, state["config"]), split, state)
 
 
@@ -212,7 +212,7 @@ def read_scope(config: EvalConfig, state: State) -> Scope:
     protocol, fold = state["config"]["protocol"], state["config"]["fold"] or 0
     split, tasks = choose_split(config.split, protocol), tuple(state["label_space"])
     files = locate(config.attributes_file, protocol, fold)
-    aspects = [Path(path).stem for path in trained_files(state["config"])]
+    aspects = trained_aspects(state["config"])
     if files.aspect not in aspects:
         raise UserError(
             f"{config.checkpoint} was trained on {state['aspect']}, not {files.aspect}:"
@@ -232,17 +232,17 @@ def read_cross_hand(config: EvalConfig, state: State, split: str) -> Scope:
     other = config.test_attributes_file
     assert other is not None
     files = locate(other, state["config"]["protocol"], state["config"]["fold"] or 0)
-    if files.aspect in [Path(path).stem for path in trained_files(state["config"])]:
-        raise UserError(f"--test_attributes_file {other} is the aspect of the training. Omit it")
+    if files.aspect in trained_aspects(state["config"]):
+        raise UserError(f"--test_attributes_file {other} is an aspect of the training. Omit it")
     if is_permuted(state):
         raise UserError(
             f"{config.checkpoint} was trained with --permute_labels: its labels mean nothing on"
             " another aspect. Omit --test_attributes_file"
         )
     samples = read_split([files], split, state)
-    trained = {person.removesuffix(LEFT) for person in state["training"]["people"]}
-    seen = samples["id"].str.removesuffix(LEFT).isin(trained)
-    unseen = samples[~seen].reset_index(drop=True)
+    trained = {person.removesuffix(LEFT_SUFFIX) for person in state["training"]["people"]}
+    is_known = samples["id"].str.removesuffix(LEFT_SUFFIX).isin(trained)
+    unseen = samples[~is_known].reset_index(drop=True)
     n_left_out = samples["id"].nunique() - unseen["id"].nunique()
     tasks = tuple(task for task in state["label_space"] if task != "identity")
     return check_samples(Scope(files, split, unseen, tasks, True, n_left_out))
@@ -286,7 +286,7 @@ def training_samples(state: State, scope: Scope) -> pd.DataFrame | None:
     """Return the samples that were trained on; None if their file is gone or has changed."""
     if scope.cross_hand or not scope.files.split("train").is_file():
         return None
-    samples = read_all(scope, "train", state)
+    samples = read_run_split(scope, "train", state)
     return samples if fingerprint(samples) == state["fingerprints"]["train"] else None
 
 
@@ -437,7 +437,7 @@ def val_arrays(
     unseen = scope.is_matched and "val" in PROTOCOLS[scope.files.protocol].unseen
     if scope.split != "test" or not unseen or not path.is_file():
         return {}
-    if fingerprint(read_all(scope, "val", state)) != state["fingerprints"]["val"]:
+    if fingerprint(read_run_split(scope, "val", state)) != state["fingerprints"]["val"]:
         return {}
     samples = read_split([scope.files], "val", state)
     check_photos(samples, scope.files.photos, path)
@@ -464,7 +464,7 @@ def training_arrays(
     found["training_people"] = trained["id"].to_numpy(str)
     if scope.is_matched:
         found["training_embedding"] = predict(config, predictor, trained, photos).embeddings
-    # Of the whole aspect, so that all protocols and folds share the cached features.
+    # Of the whole aspects, so that all protocols and folds share the cached features.
     everyone = read_everyone(scope.files, state)
     everyone = pd.concat([everyone, scope.samples, trained]).drop_duplicates("name")
     everyone = everyone[~everyone["name"].isin(missing_photos(everyone, photos))]
@@ -490,7 +490,8 @@ def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
     split, protocol = scope.split, scope.files.protocol
     unchanged, leaked = None, None
     if not scope.cross_hand:
-        unchanged = fingerprint(read_all(scope, split, state)) == state["fingerprints"].get(split)
+        found = fingerprint(read_run_split(scope, split, state))
+        unchanged = found == state["fingerprints"].get(split)
     trained = training_samples(state, scope)
     if trained is not None and split != "train":
         names = pd.concat([scope.samples["name"], trained["name"]])

@@ -148,11 +148,11 @@ class TrainConfig:
         (Path("./11k/sub_dataset/dorsal_dr.csv"),), "CSV of each hand aspect to train on", nargs="+"
     )
     mirror: str = flag(
-        "none", "hands whose photos are mirrored, so that all look right", choices=("none", "left")
+        "none", "left: mirror photos of left hands into right hands", choices=("none", "left")
     )
     identity_per: str = flag(
         "person",
-        "whether both hands of a person are one identity, or each its own",
+        "person: both hands of a person are one identity; hand: each is its own",
         choices=("person", "hand"),
     )
     recipe: str = flag(
@@ -206,7 +206,7 @@ class TrainConfig:
     N_epochs: int = flag(50, "epochs")
     eval_every: int = flag(5, "epochs between evaluations; the last is always evaluated")
     patience: int | None = flag(
-        None, "stop after this many evaluations without a better one (default: never)"
+        None, "stop after this many evaluations without a better score (default: never)"
     )
     label_smoothing: float = flag(0.1, "share of the target spread over all classes")
     loss_weights: tuple[float, ...] = flag(
@@ -229,7 +229,7 @@ class TrainConfig:
     sync_bn: bool = flag(False, "batch norm over the photos of all GPUs, not of each")
     amp: str = flag(
         "auto",
-        "mixed precision; auto: on CUDA bf16, on older GPUs fp16; elsewhere off",
+        "mixed precision; auto: bf16 on CUDA, fp16 on GPUs without it; elsewhere off",
         choices=AMP_MODES,
     )
     compile: bool = flag(False, "compile the backbone: a start of minutes, faster steps")
@@ -688,7 +688,7 @@ def describe_scores(record: Mapping[str, Any]) -> str:
 
 
 def read_run_data(config: TrainConfig, stored: Mapping[str, Any] | None = None) -> Data:
-    """Return the checked samples of the run's aspect, protocol and fold.
+    """Return the checked samples of the run's aspects, protocol and fold.
 
     Args:
         config: the flags.

@@ -82,7 +82,7 @@ PROTOCOLS = {
     ),
 }
 
-LEFT = " left"  # end of the id of a left hand that is an identity of its own
+LEFT_SUFFIX = " left"  # of the ids of left hands under --identity_per hand
 
 LEAK_FRAMES = (1, 2, 5)  # distances in frame numbers; neighbouring frames are near-duplicates
 
@@ -118,16 +118,19 @@ def frame_numbers(names: pd.Series) -> pd.Series:
 def label_hands(
     samples: pd.DataFrame, files: SplitFiles, config: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Return `samples` as a run of `config` uses them, with the column mirrored.
+    """Return `samples` with `LEFT_SUFFIX` and the column mirrored, as the flags of a run ask for.
 
-    With --mirror left, it is true for photos of left hands. With --identity_per hand, left hands
-    have ids of their own.
+    Args:
+        samples: of an aspect.
+        files: of the aspect, whose name decides if there is no column aspectOfHand.
+        config: flags of train.py. --mirror left: mirrored is true for left hands. --identity_per
+            hand: their ids get the suffix. Neither, or absent: samples are returned unchanged.
 
     Raises:
         UserError: it is unknown which hands are left.
     """
     mirror, by_hand = config.get("mirror") == "left", config.get("identity_per") == "hand"
-    if not mirror and not by_hand:  # as are all checkpoints of earlier versions
+    if not mirror and not by_hand:
         return samples
     hands = samples.get("aspectOfHand", pd.Series(ASPECTS.get(files.aspect, ""), samples.index))
     is_left = hands.str.endswith("left")
@@ -137,7 +140,7 @@ def label_hands(
             f" ({', '.join(ASPECTS.values())}) to this file and its splits, or call the file as an"
             f" aspect of 11k Hands ({', '.join(ASPECTS)}); or omit --mirror and --identity_per"
         )
-    ids = samples["id"] + np.where(is_left & by_hand, LEFT, "")
+    ids = samples["id"] + np.where(is_left & by_hand, LEFT_SUFFIX, "")
     return samples.assign(id=ids, mirrored=is_left & mirror)
 
 
@@ -291,11 +294,11 @@ def run_files(attributes_file: Path, config: Mapping[str, Any]) -> list[SplitFil
     """Return the paths of all aspects that a run was trained on.
 
     Args:
-        attributes_file: of one of them, perhaps moved since.
-        config: of the run, as in its checkpoint.
+        attributes_file: of one of them, perhaps moved since; of a single one, perhaps renamed.
+        config: flags of the run.
     """
     files = locate(attributes_file, config["protocol"], config["fold"] or 0)
-    names = [Path(path).stem for path in trained_files(config)]
+    names = trained_aspects(config)
     return [files] if len(names) == 1 else [files._replace(aspect=name) for name in names]
 
 
@@ -305,10 +308,21 @@ def trained_files(config: Mapping[str, Any]) -> list[str]:
     return [paths] if isinstance(paths, str) else paths
 
 
+def trained_aspects(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the aspects that a run was trained on."""
+    return [Path(path).stem for path in trained_files(config)]
+
+
 def read_run_samples(
     files: Sequence[SplitFiles], split: str | None, config: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Return `label_hands` of the samples of a split of all `files`; None: of the whole aspects."""
+    """Return the samples of a split of several aspects, as `label_hands` returns them.
+
+    Args:
+        files: of the aspects.
+        split: its name; None: the whole aspects.
+        config: flags of the run.
+    """
     parts = [
         label_hands(read_samples(f.split(split) if split else f.attributes), f, config)
         for f in files
@@ -384,13 +398,13 @@ def lines_of(names: Sequence[str], sources: Iterable[Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Data:
-    """The checked samples of an aspect, protocol and fold, and their label space."""
+    """The checked samples of a run's aspects, protocol and fold, and their label space."""
 
     folder: Path  # of the photos
     samples: dict[str, pd.DataFrame]  # of train and val
     label_space: LabelSpace
     fingerprints: dict[str, str]  # of every split, test included
-    listed: pd.DataFrame  # samples of the whole aspect, all folds and splits
+    listed: pd.DataFrame  # samples of the whole aspects, all folds and splits
     sources: list[Path]  # the CSVs that list them
 
 
@@ -510,7 +524,7 @@ def read_data(
         fold: from 0.
         tasks: of `TASKS`; empty: all that have labels in train.
         permutation_seed: of `permute_labels`; None: true labels.
-        config: as in `label_hands`.
+        config: flags of the run, for `label_hands`.
     """
     located = [locate(path, protocol, fold) for path in attributes_files]
     parts = []
@@ -554,32 +568,35 @@ def read_data(
 def check_aspects(
     parts: Sequence[Mapping[str, pd.DataFrame]], located: Sequence[SplitFiles]
 ) -> None:
-    """Refuse aspects of which one trains on somebody who is unseen in another.
+    """Refuse aspects that cannot be trained on together.
+
+    They are of one data set, with equal labels and no photo in two of them. Nobody is in train of
+    one and in an unseen split of another.
 
     Args:
         parts: samples of each aspect by split, and of `everyone`.
         located: their files.
     """
-    first, unseen = located[0], PROTOCOLS[located[0].protocol].unseen
+    protocol = located[0].protocol
     names = ", ".join(str(files.attributes) for files in located)
     if len({files.root.resolve() for files in located}) > 1:
         raise UserError(f"attributes files of different data sets: {names}. Give those of one")
-    for part, files in zip(parts[1:], located[1:], strict=True):
-        check_same_labels(
-            part["everyone"],
-            parts[0]["everyone"],
-            files.attributes,
-            first.attributes,
-            "Make them equal",
-        )
+    for i, j in itertools.combinations(range(len(parts)), 2):
+        everyone = parts[i]["everyone"], parts[j]["everyone"]
+        paths = located[i].attributes, located[j].attributes
+        check_same_labels(everyone[1], everyone[0], paths[1], paths[0], "Make them equal")
+        if photos := set(everyone[0]["name"]) & set(everyone[1]["name"]):
+            raise UserError(
+                f"{len(photos)} photos are in two attributes files (first: {min(photos)}):"
+                f" {paths[0]} and {paths[1]}. Give files without common photos"
+            )
     for one, other in itertools.permutations(parts, 2):
-        for split in unseen:
-            both = set(one["train"]["id"]) & set(other[split]["id"])
-            if both:
+        for split in PROTOCOLS[protocol].unseen:
+            if people := set(one["train"]["id"]) & set(other[split]["id"]):
                 raise UserError(
-                    f"{len(both)} people are in train of one aspect and in {split} of another"
-                    f" (first: {min(both)}): {names}, protocol {first.protocol}. Train on one"
-                    " aspect, or give --protocol subject-disjoint"
+                    f"{len(people)} people are in train of one aspect and in {split} of another"
+                    f" (first: {min(people)}): {names}, protocol {protocol}. Train on one aspect,"
+                    " or give --protocol subject-disjoint"
                 )
 
 

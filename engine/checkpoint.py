@@ -433,13 +433,13 @@ def is_last_epoch(epoch: int, best_epoch: int, config: Mapping[str, Any]) -> boo
     """Return whether training ends after `epoch`, counted from 1.
 
     Args:
-        epoch: number of epochs that are finished.
-        best_epoch: the best one of them.
-        config: N_epochs, eval_every, and patience, which earlier versions lack.
+        epoch: the last finished one.
+        best_epoch: the one with the best score so far; 0: none was evaluated.
+        config: flags of the run; earlier versions have no patience.
     """
-    n_worse = epoch // config["eval_every"] - best_epoch // config["eval_every"]
+    n_since_best = epoch // config["eval_every"] - best_epoch // config["eval_every"]
     patience = config.get("patience")
-    return epoch >= config["N_epochs"] or (patience is not None and n_worse >= patience)
+    return epoch >= config["N_epochs"] or (patience is not None and n_since_best >= patience)
 
 
 def repair_run(run_dir: Path, *, epoch: int, best_epoch: int) -> None:

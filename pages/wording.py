@@ -269,11 +269,14 @@ def describe_evaluation(metrics: Mapping[str, Any]) -> str:
     hand = f" ({ASPECTS[aspect]})" if aspect in ASPECTS else ""
     people = f" of {metrics['n_people']} people" if metrics.get("n_people") else ""
     fold = "" if metrics.get("fold") is None else f", fold {metrics['fold']}"
-    recipe = metrics.get("training", {}).get("config", {}).get("recipe", "published")
+    training = metrics.get("training", {})
+    trained = training.get("aspect", aspect)  # earlier versions had one aspect
+    on = f", trained on {trained}" if trained != aspect else ""
+    recipe = training.get("config", {}).get("recipe", "published")
     return (
         f"{metrics['n_images']} photos{people}, aspect {aspect}{hand}, {metrics['split']} split of"
-        f" protocol {metrics['protocol']}{fold}. Model: {metrics['backbone']}, recipe {recipe},"
-        f" epoch {metrics.get('epoch', 'unknown')}."
+        f" protocol {metrics['protocol']}{fold}. Model: {metrics['backbone']}, recipe {recipe}"
+        f"{on}, epoch {metrics.get('epoch', 'unknown')}."
     )
 
 

@@ -352,7 +352,7 @@ def test_a_folder_of_other_settings_or_samples_is_refused(
     flags = flags_of(root, output, "--protocols", "paper", backbones=BOTH[:1])
     assert compare.main(flags) == 0
     folder = output / "dorsal_dr-paper-test_resnet-seed_42"
-    for more in ("--lr 1e-3", "--N_epochs 3", "--no-warmup"):
+    for more in ("--lr 1e-3", "--N_epochs 3", "--patience 1", "--no-warmup"):
         assert compare.main([*flags, *more.split()]) == 1
         said = last_error(capsys)
         assert more.split()[0].replace("no-", "") in said

@@ -16,6 +16,7 @@ import torch
 from conftest import PEOPLE, run_quietly
 from PIL import Image, ImageOps
 
+import compare
 import dataset_11k_split
 import predict
 import test as evaluation
@@ -61,6 +62,7 @@ def test_left_hands_are_right_hands_in_the_mirror(
     assert load_checkpoint(best)["aspect"] == "palmar_pr+palmar_pl"
     metrics, folder = evaluate(best, split_root, "palmar_pl")
     assert metrics["aspect"] == "palmar_pl"
+    assert "trained on palmar_pr+palmar_pl" in (folder / "report.html").read_text()
     assert metrics["split_as_at_training"]
     table = pd.read_csv(folder / "predictions.csv")
     assert evaluate(best, split_root, "palmar_pr")[0]["n_images"] == 12
@@ -99,6 +101,21 @@ def test_cache_and_resume_change_nothing(split_root: Path, tmp_path: Path) -> No
     assert metrics["tasks"]["identity"]["accuracy"] is not None
 
 
+def test_a_column_says_which_hands_are_left(split_root: Path, tmp_path: Path) -> None:
+    """Aspects of 11k Hands do so by their names; other attributes files need aspectOfHand."""
+    flags = ["--mirror", "left", "--identity_per", "hand", "--N_epochs", "1"]
+    named = load_checkpoint(train_palms(split_root, tmp_path / "run", *flags))
+    name_it_otherwise(split_root)
+    splits = (split_root / "trainval" / "left").glob("*.csv")
+    for path in (*map(Path, csvs(split_root, "left")), *splits):
+        pd.read_csv(path, dtype=str).assign(aspectOfHand="palmar left").to_csv(path, index=False)
+    given = ["--attributes_file", *csvs(split_root, "palmar_pr", "left"), *TINY.split(), *flags]
+    assert train.main([*given, "--run_dir", str(tmp_path / "other")]) == 0
+    state = load_checkpoint(next((tmp_path / "other").glob("*-best.pth")))
+    assert state["label_space"] == named["label_space"]
+    torch.testing.assert_close(state["model"], named["model"], rtol=0, atol=0)
+
+
 def test_unseen_people_of_both_hands(
     split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +133,14 @@ def test_unseen_people_of_both_hands(
     capsys.readouterr()
     assert evaluation.main([*given, *other]) == 1
     assert "no photos of unseen people" in capsys.readouterr().err
+    other = ["--test_attributes_file", *csvs(split_root, "palmar_pl")]
+    assert evaluation.main([*given, *other]) == 1
+    assert "palmar_pl.csv is an aspect of the training" in capsys.readouterr().err
+    given = ["--attributes_file", *csvs(split_root, "dorsal_dr"), "--checkpoint", str(best)]
+    assert evaluation.main(given) == 1
+    assert "was trained on palmar_pr+palmar_pl, not dorsal_dr" in capsys.readouterr().err
+    assert compare.main(["--input", str(split_root), "--add", str(best.parent)]) == 1
+    assert "Add runs of one aspect" in capsys.readouterr().err
 
 
 def move_to_another_root(root: Path) -> list[str]:
@@ -132,6 +157,18 @@ def name_it_otherwise(root: Path) -> list[str]:
         for path in [*folder.glob("palmar_pl*")]:
             path.rename(path.with_stem("left"))
     return ["--attributes_file", *csvs(root, "palmar_pr", "left"), "--mirror", "left"]
+
+
+def list_a_photo_twice(root: Path) -> list[str]:
+    """Add a right palm to the left ones, as attributes files of one's own may overlap."""
+    right, left = (
+        [root / "sub_dataset" / f"{aspect}.csv", root / "trainval" / aspect / "val.csv"]
+        for aspect in PALMS
+    )
+    line = right[1].read_text().splitlines(keepends=True)[1]
+    for path in left:
+        path.write_text(path.read_text() + line, newline="")
+    return ["--attributes_file", *csvs(root, *PALMS)]
 
 
 def draw_halves(root: Path) -> list[str]:
@@ -152,6 +189,7 @@ def draw_halves(root: Path) -> list[str]:
         (lambda root: ["--attributes_file", *csvs(root, "palmar_pr") * 2], "names an aspect twice"),
         (move_to_another_root, "attributes files of different data sets"),
         (name_it_otherwise, "which hands are left is unknown"),
+        (list_a_photo_twice, "1 photos are in two attributes files"),
         (draw_halves, "people are in train of one aspect and in test of another"),
     ],
 )

@@ -553,7 +553,7 @@ def test_another_aspect_without_unseen_people_is_refused(
 ) -> None:
     for aspect, expected in (
         ("palmar_pl", "no photos of unseen people"),
-        ("dorsal_dr", "is the aspect of the training"),
+        ("dorsal_dr", "is an aspect of the training"),
     ):
         other = ["--test_attributes_file", str(split_root / "sub_dataset" / f"{aspect}.csv")]
         assert evaluate(tiny_checkpoint, split_root, *other) == 1

@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from data.splits import LEFT, locate, read_run_samples  # noqa: E402
+from data.splits import LEFT_SUFFIX, locate, read_run_samples  # noqa: E402
 from data.tables import read_samples  # noqa: E402
 from dataset_11k import AGE_GROUPS, PhotoReader, age_group, resize_size  # noqa: E402
 from measures.linear import Linear, balanced_weights, fit_logistic, fit_whitening  # noqa: E402
@@ -416,7 +416,7 @@ def rank_1_across(
         embeddings: of the test photos of `fold`.
     """
     people, probe_people = (
-        np.array([person.removesuffix(LEFT) for person in f.people("test")])
+        np.array([person.removesuffix(LEFT_SUFFIX) for person in f.people("test")])
         for f in (fold, probe_fold)
     )
     known = np.isin(probe_people, people)
