@@ -519,7 +519,7 @@ class HandsDataset(Dataset[Item]):
         """Return the number of samples."""
         return len(self.names)
 
-    def pixels(self, row: int) -> np.ndarray:
+    def read_pixels(self, row: int) -> np.ndarray:
         """Return a photo before its augmentation, (H, W, 3) uint8.
 
         Raises:
@@ -533,7 +533,7 @@ class HandsDataset(Dataset[Item]):
 
     def read(self, row: int, seed: int) -> torch.Tensor:
         """Return a photo, (H, W, 3) uint8, augmented unless that is done for whole batches."""
-        pixels = self.pixels(row)
+        pixels = self.read_pixels(row)
         if self.augmentation is not None and not self.augmentation.by_batch:
             pixels = np.array(self.augmentation.augment_photo(Image.fromarray(pixels), seed))
         return torch.from_numpy(pixels)

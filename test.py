@@ -390,16 +390,20 @@ def group_arrays(scope: Scope) -> dict[str, np.ndarray]:
 
 def distractor_arrays(
     config: EvalConfig,
+    state: State,
     scope: Scope,
     predictor: Predictor,
     galleries: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Return the distractors of each draw and their embeddings.
 
-    Empty unless unseen people of test are matched and the split has distractors.
+    Empty unless unseen people of test are matched and the split has distractors. Also empty after
+    --mirror left, as the file does not say which distractors are left hands.
     """
     path, photos = scope.files.distractors, scope.files.photos
     if scope.split != "test" or not scope.is_matched or not path.is_file():
+        return {}
+    if state["config"].get("mirror") == "left":
         return {}
     table = read_csv(path, ("draw", "image_path"), "")
     if table.empty:  # the other aspects have no photos
@@ -589,7 +593,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **training_arrays(config, state, scope, predictor),
             **val_arrays(config, state, scope, predictor),
             **galleries,
-            **distractor_arrays(config, scope, predictor, galleries),
+            **distractor_arrays(config, state, scope, predictor, galleries),
         }
     table = build_table(scope.samples, predictions, predictor)
     if len(scope.samples) > MAX_COMPARED_PHOTOS and "identity" in scope.tasks:

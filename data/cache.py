@@ -268,4 +268,4 @@ def copy_to_device(dataset: HandsDataset, device: torch.device) -> None:
     if math.prod(shape) <= torch.cuda.mem_get_info(device)[0] / DEVICE_SHARE:
         dataset.resident = torch.empty(shape, dtype=torch.uint8, device=device)
         for row in range(len(dataset)):  # one at a time: main memory may be smaller than the GPU's
-            dataset.resident[row] = torch.from_numpy(dataset.pixels(row))
+            dataset.resident[row] = torch.from_numpy(dataset.read_pixels(row))
