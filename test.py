@@ -36,7 +36,6 @@ from data.splits import (
     leakage,
     locate,
     missing_photos,
-    permute_labels,
     read_run_samples,
     run_files,
     trained_aspects,
@@ -155,17 +154,10 @@ def is_permuted(state: State) -> bool:
     return bool(state["config"]["permute_labels"])
 
 
-def read_split(files: Sequence[SplitFiles], split: str, state: State) -> pd.DataFrame:
-    """Return the samples of a split with the labels that the training used."""
-    samples = read_run_samples(files, split, state["config"])
-    if not is_permuted(state):
-        return samples
-    return permute_labels(samples, read_everyone(files[0], state), state["config"]["seed"])
-
-
 def read_run_split(scope: Scope, split: str, state: State) -> pd.DataFrame:
-    """Return `read_split` of all aspects that were trained on."""
-    return read_split(run_files(scope.files.attributes, state["config"]), split, state)
+    """Return the samples of a split of all aspects that were trained on."""
+    files = run_files(scope.files.attributes, state["config"])
+    return read_run_samples(files, split, state["config"])
 
 
 def read_everyone(files: SplitFiles, state: State) -> pd.DataFrame:
@@ -222,7 +214,7 @@ def read_scope(config: EvalConfig, state: State) -> Scope:
         )
     if config.test_attributes_file is not None:
         return read_cross_hand(config, state, split)
-    scope = Scope(files, split, read_split([files], split, state), tasks)
+    scope = Scope(files, split, read_run_samples([files], split, state["config"]), tasks)
     check_people(state, scope, config.checkpoint)
     return check_samples(scope)
 
@@ -239,10 +231,11 @@ def read_cross_hand(config: EvalConfig, state: State, split: str) -> Scope:
             f"{config.checkpoint} was trained with --permute_labels: its labels mean nothing on"
             " another aspect. Omit --test_attributes_file"
         )
-    samples = read_split([files], split, state)
-    trained = {person.removesuffix(LEFT_SUFFIX) for person in state["training"]["people"]}
-    is_known = samples["id"].str.removesuffix(LEFT_SUFFIX).isin(trained)
-    unseen = samples[~is_known].reset_index(drop=True)
+    samples = read_run_samples([files], split, state["config"])
+    suffix = LEFT_SUFFIX if state["config"].get("identity_per") == "hand" else ""
+    trained = {person.removesuffix(suffix) for person in state["training"]["people"]}
+    unseen = samples[[person.removesuffix(suffix) not in trained for person in samples["id"]]]
+    unseen = unseen.reset_index(drop=True)
     n_left_out = samples["id"].nunique() - unseen["id"].nunique()
     tasks = tuple(task for task in state["label_space"] if task != "identity")
     return check_samples(Scope(files, split, unseen, tasks, True, n_left_out))
@@ -443,7 +436,7 @@ def val_arrays(
         return {}
     if fingerprint(read_run_split(scope, "val", state)) != state["fingerprints"]["val"]:
         return {}
-    samples = read_split([scope.files], "val", state)
+    samples = read_run_samples([scope.files], "val", state["config"])
     check_photos(samples, scope.files.photos, path)
     return {
         "val_embedding": predict(config, predictor, samples, scope.files.photos).embeddings,

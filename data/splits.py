@@ -127,7 +127,7 @@ def label_hands(
             hand: their ids get the suffix. Neither, or absent: samples are returned unchanged.
 
     Raises:
-        UserError: it is unknown which hands are left.
+        UserError: it is unknown which hands are left, or they cannot get ids of their own.
     """
     mirror, by_hand = config.get("mirror") == "left", config.get("identity_per") == "hand"
     if not mirror and not by_hand:
@@ -139,6 +139,11 @@ def label_hands(
             f"which hands are left is unknown: {files.attributes}. Add the column aspectOfHand"
             f" ({', '.join(ASPECTS.values())}) to this file and its splits, or call the file as an"
             f" aspect of 11k Hands ({', '.join(ASPECTS)}); or omit --mirror and --identity_per"
+        )
+    if by_hand and (is_left.nunique() > 1 or samples["id"].str.endswith(LEFT_SUFFIX).any()):
+        raise UserError(
+            "--identity_per hand needs one file of right hands and one of left hands, and no id"
+            f" that ends in {LEFT_SUFFIX!r}: {files.attributes}. Divide the file, or omit the flag"
         )
     ids = samples["id"] + np.where(is_left & by_hand, LEFT_SUFFIX, "")
     return samples.assign(id=ids, mirrored=is_left & mirror)
@@ -299,7 +304,14 @@ def run_files(attributes_file: Path, config: Mapping[str, Any]) -> list[SplitFil
     """
     files = locate(attributes_file, config["protocol"], config["fold"] or 0)
     names = trained_aspects(config)
-    return [files] if len(names) == 1 else [files._replace(aspect=name) for name in names]
+    found = [files] if len(names) == 1 else [files._replace(aspect=name) for name in names]
+    for other in found:
+        if not other.attributes.is_file():
+            raise UserError(
+                f"not found: {other.attributes}, an aspect of the training. Restore it and its"
+                " splits"
+            )
+    return found
 
 
 def trained_files(config: Mapping[str, Any]) -> list[str]:
@@ -316,10 +328,10 @@ def trained_aspects(config: Mapping[str, Any]) -> list[str]:
 def read_run_samples(
     files: Sequence[SplitFiles], split: str | None, config: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Return the samples of a split of several aspects, as `label_hands` returns them.
+    """Return the samples of a split as a run uses them (`label_hands`, `permute_labels`).
 
     Args:
-        files: of the aspects.
+        files: of all aspects of the run, or some of them.
         split: its name; None: the whole aspects.
         config: flags of the run.
     """
@@ -327,7 +339,11 @@ def read_run_samples(
         label_hands(read_samples(f.split(split) if split else f.attributes), f, config)
         for f in files
     ]
-    return pd.concat(parts, ignore_index=True)
+    samples = pd.concat(parts, ignore_index=True)
+    if split is None or not config.get("permute_labels"):
+        return samples
+    everyone = read_run_samples(run_files(files[0].attributes, config), None, config)
+    return permute_labels(samples, everyone, config["seed"])
 
 
 def missing_photos(samples: pd.DataFrame, folder: Path) -> list[str]:

@@ -487,7 +487,8 @@ def check_resumable(
     if splits or label_space not in (None, stored["label_space"]):
         raise UserError(
             f"the samples of {' and '.join(splits) or 'the attributes file'} have changed since the"
-            f" run was started: {run_dir}. Restore the CSV files, or start a new run"
+            f" run was started: {run_dir}. Restore the CSV files, give all files of"
+            " --attributes_file in the same order, or start a new run"
         )
 
 

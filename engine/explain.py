@@ -150,7 +150,7 @@ class Explainer:
 
         predictor = self.predictor
         pixels = np.array(predictor.reader.read(photo))
-        background = find_background(photo)
+        background = find_background(photo, mirror=predictor.reader.mirror)
         preprocessing, found = predictor.preprocessing, {}
         images = torch.from_numpy(pixels).to(predictor.device).permute(2, 0, 1)[None].float() / 255
         images = (images - preprocessing.mean) / preprocessing.std
@@ -182,11 +182,12 @@ class Explainer:
         return maps[0]
 
 
-def find_background(photo: Photo) -> np.ndarray | None:
+def find_background(photo: Photo, *, mirror: bool) -> np.ndarray | None:
     """Return where a photo is white, (MASK_SIZE, MASK_SIZE) bool; None: too little of it is."""
     reader = READERS["background"]
     assert isinstance(reader, BackgroundReader)
-    return reader.find_background(reader.read_small(photo))
+    pixels = reader.read_small(photo)
+    return reader.find_background(pixels[:, ::-1] if mirror else pixels)
 
 
 def fraction_inside(values: np.ndarray, mask: np.ndarray | None) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 import pillow_heif
 import pytest
 import torch
+from conftest import train_tiny
 from PIL import Image
 
 import predict
@@ -429,6 +430,16 @@ def test_a_person_is_unknown_below_the_threshold(
     captured = capsys.readouterr()
     assert all(record["unknown"] is None for record in records(captured.out))
     assert f"--fpir 0.01 needs 100 val photos, the training had {len(val)}" in captured.err
+
+
+def test_typicality_of_permuted_labels(
+    split_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = train_tiny(split_root, tmp_path / "run", "--N_epochs", "1", "--permute_labels")
+    attributes = split_root / "sub_dataset" / "dorsal_dr.csv"
+    photo = next((split_root / "Hands").iterdir())
+    assert run(checkpoint, photo, "--attributes_file", attributes) == 0
+    assert records(capsys.readouterr().out)[0]["typicality"] is not None
 
 
 def test_pictures_without_a_hand_are_not_typical(

@@ -171,6 +171,16 @@ def list_a_photo_twice(root: Path) -> list[str]:
     return ["--attributes_file", *csvs(root, *PALMS)]
 
 
+def put_both_hands_into_one_file(root: Path) -> list[str]:
+    for file in ("sub_dataset/{}.csv", "trainval/{}/train.csv", "trainval/{}/val.csv"):
+        right, left = (
+            pd.read_csv(root / file.format(aspect), dtype=str).assign(aspectOfHand=name)
+            for aspect, name in zip(PALMS, ("palmar right", "palmar left"), strict=True)
+        )
+        pd.concat([right, left]).to_csv(root / file.format(PALMS[0]), index=False)
+    return ["--attributes_file", *csvs(root, PALMS[0]), "--identity_per", "hand"]
+
+
 def draw_halves(root: Path) -> list[str]:
     """Leave two people out of one aspect, so that its halves are other people."""
     info = root / "HandInfo.csv"
@@ -190,6 +200,7 @@ def draw_halves(root: Path) -> list[str]:
         (move_to_another_root, "attributes files of different data sets"),
         (name_it_otherwise, "which hands are left is unknown"),
         (list_a_photo_twice, "1 photos are in two attributes files"),
+        (put_both_hands_into_one_file, "needs one file of right hands and one of left hands"),
         (draw_halves, "people are in train of one aspect and in test of another"),
     ],
 )

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import predict
-from engine.explain import ScoreModel, last_map, to_channels_first
+from engine.explain import ScoreModel, find_background, last_map, to_channels_first
 from model import BACKBONES, IGAENet
 
 MEASURED = ("deit_tiny_patch16_224", "tf_efficientnet_lite0")  # whose maps docs describe
@@ -77,6 +78,17 @@ def test_every_backbone_has_a_map_in_its_layout(backbone: str, multi_level: bool
     assert gradient.shape == found.shape
     assert gradient.isfinite().all()
     assert gradient.any()
+
+
+def test_the_background_of_a_mirrored_photo_is_mirrored() -> None:
+    photo = Image.new("RGB", (640, 480), (245, 245, 245))
+    photo.paste((200, 120, 90), (40, 100, 240, 400))
+    mask = find_background(photo, mirror=False)
+    mirrored = find_background(photo, mirror=True)
+    assert mask is not None
+    assert mirrored is not None
+    assert not np.array_equal(mirrored, mask)
+    np.testing.assert_array_equal(mirrored, mask[:, ::-1])
 
 
 def test_a_missing_package_is_named(
