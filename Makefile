@@ -69,7 +69,7 @@ format: $(VENV)/installed-dev
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# Everything in doc_images/ but architecture.svg, from drawn hands only.
+# Everything in doc_images/ but architecture.svg and time_to_accuracy.png, from drawn hands only.
 pictures: demo $(VENV)/installed-dev
 	$(enroll)
 	$(RUN) dataset_11k_synthetic.py --output $(DEMO) --identities 30 --images_per_identity 12 \
