@@ -63,8 +63,8 @@ class AppConfig:
 
     checkpoint: Path | None = flag(None, "checkpoint of train.py (default: the gallery's)")
     gallery: Path | None = flag(None, "known hands, to search and add to", metavar="FILE.sqlite")
-    hand: str = flag(
-        "right", "hand in the photos; matters after train.py --mirror left", choices=HANDS
+    hand: str | None = flag(
+        None, "hand in the photos; needed after train.py --mirror left", choices=HANDS
     )
     port: int = flag(7860, "port of the page at 127.0.0.1")
 

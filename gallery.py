@@ -384,7 +384,9 @@ def likelihood_ratio(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]
     counts = " with ".join(str(len(side.paths)) for side in sides)
     where = f"{metrics['aspect']}, {metrics['split']} of protocol {metrics['protocol']}"
     if support is None:
-        why = f"no likelihood ratio: too few photos or people to calibrate {counts} photos: {where}"
+        why = (
+            f"no likelihood ratio: {where} has too few photos to compare {counts} photos of people"
+        )
         return {**found, "calibration": why}
     left_out = f", without the blocks of {' and '.join(support.left_out)}"
     return {
@@ -465,8 +467,10 @@ def verify_section(record: Any, sides: Sequence[Probe]) -> dict[str, Any]:
     rows = [["cosine similarity", f"{record['similarity']:.4f}"]]
     if record["support"]:
         low, high = record["bounds"]
+        is_bound = np.isclose(record["likelihood_ratio"], record["bounds"]).any()
+        bound = " (a bound: the photos of the calibration support no stronger value)"
         rows += [
-            ["likelihood ratio", f"{record['likelihood_ratio']:.3g}"],
+            ["likelihood ratio", f"{record['likelihood_ratio']:.3g}{bound if is_bound else ''}"],
             ["bounds of the likelihood ratio", f"{low:.3g} to {high:.3g}"],
             ["in words (ENFSI 2015)", record["support"]],
         ]

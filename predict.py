@@ -94,8 +94,8 @@ class LoadingConfig:
     attributes_file: Path | None = flag(
         None, "CSV of the training, if it has moved: its photos are embedded once, for typicality"
     )
-    hand: str = flag(
-        "right", "hand in the photos; matters after train.py --mirror left", choices=HANDS
+    hand: str | None = flag(
+        None, "hand in the photos; needed after train.py --mirror left", choices=HANDS
     )
     batch_size: int | None = flag(None, f"photos per forward pass ({loop.BATCH_SIZE_HELP})")
     num_workers: int = flag(min(8, usable_cpus()), "processes that load photos")
@@ -233,6 +233,8 @@ def find_hands(config: PredictConfig) -> tuple[list[Hand], list[str]]:
             f"{len(photos)} photos are no multiple of --photos_per_hand {n}. Give a CSV with the"
             " columns image_path,hand instead"
         )
+    if others and not any("://" in text or Path(text).exists() for text in others):
+        raise UserError(f"not found: {others[0]}. Give photos, folders or a CSV")
     hands = [Hand(photos[i : i + n]) for i in range(0, len(photos), n)]
     return [*hands, *(hand for path in tables for hand in read_hands(Path(path)))], failures
 
@@ -467,7 +469,7 @@ def load_predictor(
     *,
     fpir: float = DEFAULT_FPIR,
     attributes_file: Path | str | None = None,
-    hand: str = "right",
+    hand: str | None = None,
     device: str = "auto",
     amp: str | None = None,
     batch_size: int | None = None,
@@ -482,7 +484,7 @@ def load_predictor(
         checkpoint: checkpoint-NNNNNN.pth of train.py.
         fpir: false-positive identification rate at which a person is called unknown.
         attributes_file: CSV of the training, if it has moved.
-        hand: in the photos; left hands are mirrored if the training mirrored them.
+        hand: in the photos, right or left; needed if the training mirrored left hands.
         device: auto, cuda, mps or cpu.
         amp: mixed precision; None: as in training.
         batch_size: photos per forward pass; None: the default of the device.
@@ -492,7 +494,7 @@ def load_predictor(
         UserError: the checkpoint cannot be used.
         ValueError: an argument is out of range.
     """
-    if hand not in HANDS:
+    if hand not in (None, *HANDS):
         raise ValueError(f"hand must be right or left, not {hand}")
     if not 0 < fpir < 1:
         raise ValueError(f"fpir must be between 0 and 1, not {fpir}")
@@ -505,8 +507,10 @@ def load_predictor(
     except UserError as error:
         logger.warning("no typicality, no decision `unknown`: %s", error)
         reference = None
-    if hand == "left" and state["config"].get("mirror") == "left":
-        reader = dataclasses.replace(predictor.reader, mirror=True)
+    if state["config"].get("mirror") == "left":
+        if hand is None:
+            logger.warning("left hands were mirrored in training: give --hand left for them")
+        reader = dataclasses.replace(predictor.reader, mirror=hand == "left")
         predictor = dataclasses.replace(predictor, reader=reader)
     mean_ages = np.array(state["training"]["mean_ages"], dtype=np.float64)
     return HandPredictor(predictor, mean_ages, reference, fpir)
@@ -599,7 +603,7 @@ def write_annotated(photo: Photo, prediction: Prediction, path: Path) -> None:
         for name in [prediction.classes[task]]
     ]
     if prediction.unknown:
-        lines.append((13, "identity: probably not among the training people"))
+        lines.insert(0, (20, "identity: probably not among the training people"))
     lines += [(13, text) for text in (*prediction.warnings, "an estimate, no proof of identity")]
     sheet_height = height + 6 + sum(round(1.4 * size) for size, _ in lines) + 6
     sheet = Image.new("RGB", (ANNOTATED_WIDTH, sheet_height), "white")

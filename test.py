@@ -519,6 +519,7 @@ def describe(scope: Scope, state: State, checkpoint: Path) -> dict[str, Any]:
         "n_people": scope.samples["id"].nunique(),
         "leakage": leaked,
         "photos": str(scope.files.photos),
+        "drawn": (scope.files.root / "synthetic.json").is_file(),  # of dataset_11k_synthetic.py
         "training": {name: state[name] for name in TRAINING_FACTS},
     }
 

@@ -127,6 +127,7 @@ def backbone_features(
     dataset = HandsDataset(samples, photos, LabelSpace({}), reader=reader)
 
     def compute() -> np.ndarray:
+        logger.info("features: computing those of %d photos", len(dataset))
         loader = build_loader(dataset, batch_size=batch_size, num_workers=num_workers, train=False)
         batches = predict_batches(Pooling(model), loader, preprocessing=preprocessing, amp=amp)
         return torch.cat([features for _, features, _ in batches]).numpy()

@@ -33,6 +33,7 @@ class PeopleMeasure:
     shares: (P,) float64, each person's share in the measure; the sum is 1.
     n_photos: number of photos that are measured.
     is_rate: whether values lie in [0, 1]; so do the ends of the interval then.
+    minimum: lowest possible value, if it is no rate.
     """
 
     people: np.ndarray
@@ -40,6 +41,7 @@ class PeopleMeasure:
     shares: np.ndarray
     n_photos: int
     is_rate: bool = True
+    minimum: float = -np.inf
 
     @property
     def value(self) -> float:
@@ -173,6 +175,7 @@ def people_average(measures: Sequence[PeopleMeasure]) -> PeopleMeasure:
         np.mean([measure.shares_of(people) for measure in measures], axis=0),
         sum(measure.n_photos for measure in measures),
         measures[0].is_rate,
+        measures[0].minimum,
     )
 
 
@@ -229,7 +232,7 @@ def interval_of(measure: PeopleMeasure) -> Interval:
     value, effective = measure.value, measure.effective_people
     error = standard_error(measure.leave_one_out)
     distance = t_quantile(effective - 1) * error
-    low, high = value - distance, value + distance
+    low, high = max(value - distance, measure.minimum), value + distance
     if measure.is_rate and value in (0, 1) and not np.isnan(error):
         limit = 1 - (1 - CONFIDENCE) ** (1 / effective)
         low, high = (0.0, limit) if value == 0 else (1 - limit, 1.0)
@@ -284,6 +287,8 @@ def paired_difference(
         degrees = error**4 / (variances**2 / own_degrees).sum() if error else degrees
     distance = t_quantile(degrees) * error
     low, high = value - distance, value + distance
+    if first.is_rate:
+        low, high = max(low, -1), min(high, 1)
     excludes_zero = low > 0 or high < 0
     if error:
         p_value = 2 * float(stdtr(degrees, -abs(value) / error)) if degrees > 0 else np.nan
@@ -345,4 +350,7 @@ def by_group(
     shares = high.shares_of(everyone) + low.shares_of(everyone)
     distance = t_quantile(effective_number(shares) - 1) * error
     value = high.value - low.value
-    return intervals, Gap(highest, lowest, value, value - distance, value + distance)
+    ends = value - distance, value + distance
+    if high.is_rate:
+        ends = max(ends[0], -1), min(ends[1], 1)
+    return intervals, Gap(highest, lowest, value, *ends)

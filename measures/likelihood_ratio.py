@@ -290,6 +290,7 @@ def people_cllr(
         means.genuine_shares,
         len(people),
         is_rate=False,
+        minimum=0,
     )
 
 

@@ -21,7 +21,7 @@ over people. Only the latter can be a headline.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -364,7 +364,7 @@ _ROWS = (
         "mean absolute error",
         "Mean absolute difference between predicted and true age. The predicted age is the mean"
         " training age of the median age group of the predicted distribution.",
-        lambda p: people_mean(np.abs(p.ages - p.median_ages), p.people),
+        lambda p: replace(people_mean(np.abs(p.ages - p.median_ages), p.people), minimum=0),
         needs="ages",
         unit=YEARS,
         higher_is_better=False,

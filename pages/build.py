@@ -471,7 +471,6 @@ def report_context(
         "warnings": wording.warnings(metrics),
         "headlines": [(line, capitalize(line.name), wording.verdict(line)) for line in lines],
         "casework": wording.CASEWORK,
-        "one_session": wording.ONE_SESSION if kinds else "",
         "explain_baselines": wording.explain_baselines(wording.is_unseen(metrics)),
         "baselines": baseline_tables(lines),
         "leakage": leakage_table(metrics),

@@ -244,7 +244,6 @@ def write_model_card(folder: Path) -> Path:
     """
     metrics = read_metrics(folder)
     run = read_run(folder.parent) if (folder.parent / "config.json").is_file() else {}
-    pairs = wording.pairs_of(metrics["tasks"])
     context = {
         "title": f"Model card: {metrics['backbone']}, {metrics['aspect']}",
         "description": wording.describe_evaluation(metrics),
@@ -261,7 +260,6 @@ def write_model_card(folder: Path) -> Path:
         "matrix": validation_matrix(metrics),
         "unseen": wording.is_unseen(metrics),
         "casework": wording.CASEWORK,
-        "one_session": wording.ONE_SESSION if pairs else "",
         "not_stated": NOT_STATED,
     }
     return write_page(folder / "model_card.html", "model_card.html.j2", context)

@@ -15,12 +15,14 @@ from measures.classes import TEMPERATURE_RANGE, at_bound
 from measures.intervals import FEW_PEOPLE
 from measures.registry import BASELINES, MEASURES, PAIR_KINDS, PERCENT, Measure
 
+MAX_NAMED = 3  # baselines that a sentence names
+
 NAMES = {"skin_color": "skin colour"}  # where replacing the underscores is not enough
 
 ONE_SESSION = (
-    "In 11k Hands each person has a single recording session, so the two photos of a genuine pair"
-    " share lighting, camera and skin condition. Matching and verification results are therefore"
-    " optimistic: expect lower similarity between photos taken on different days."
+    "If each person was recorded in a single session, as in 11k Hands, the two photos of a genuine"
+    " pair share lighting, camera and skin condition, and results of matching and verification are"
+    " optimistic: expect lower similarity between photos of different days."
 )
 
 CASEWORK = (
@@ -222,11 +224,11 @@ def verdict(line: Headline) -> str:
     few = f": fewer than {FEW_PEOPLE} people" if line.n_people < FEW_PEOPLE else ""
     if few:
         return f"{flat}Not compared with baselines{few}. The strongest is {named}."
-    missed = sum(not beats(line, key) for key in line.baselines)
-    return (
-        f"{flat}Not shown to be better than {missed} of {len(line.baselines)} baselines; the"
-        f" strongest is {named}."
-    )
+    missed = [name_of(key) for key in line.baselines if not beats(line, key)]
+    which = f"{len(missed)} of {len(line.baselines)} baselines"
+    if len(missed) <= MAX_NAMED:
+        which = " and ".join(missed)
+    return f"{flat}Not shown to be better than {which}; the strongest baseline is {named}."
 
 
 def summary(lines: Sequence[Headline]) -> str:
@@ -310,13 +312,20 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     n_people, cross = metrics.get("n_people", FEW_PEOPLE), metrics.get("cross_hand") or {}
     single_class = single_class_warning(metrics["tasks"])
     temperature = temperature_warning(metrics["tasks"])
+    in_train = (metrics.get("leakage") or {}).get("person_in_train")
     conditions = {
+        "The hands are drawn, not photographed: the scores say nothing about real hands.": (
+            metrics.get("drawn")
+        ),
         "Permuted labels: the labels were permuted between people before training. Scores above"
         " chance show that the model recognises people, not the attribute.": metrics.get(
             "permuted_labels"
         ),
         "These photos were used for training. The scores measure memorisation and say nothing about"
         " other photos.": metrics.get("split") == "train",
+        "People on these photos have training photos: the scores say nothing about unseen"
+        " people.": in_train and metrics.get("split") != "train",
+        ONE_SESSION: pairs_of(metrics["tasks"]),
         "The epoch was selected on this split, so the scores are optimistic.": metrics.get(
             "selected_on_reported_split"
         ),
@@ -387,10 +396,10 @@ def describe_gap(groups: Mapping[str, Any], measure: Measure) -> str:
     gap, unit = gaps[grouping], measure.unit
     points = " percentage points" if unit.is_percent else unit.suffix
     low, high = (float("nan") if gap[end] is None else gap[end] for end in ("low", "high"))
+    value, *ends = (unit.format(x, suffix=False) for x in (gap["value"], low, high))
     sentence = (
         f"Largest difference: {name_of(grouping)}, {gap['highest']} exceeds {gap['lowest']} by"
-        f" {unit.format(gap['value'], suffix=False)}{points} (95 % confidence interval"
-        f" {unit.format_interval(low, high)})."
+        f" {value}{points} (95 % confidence interval {' to '.join(ends)})."
     )
     if low > 0 or high < 0:
         return (

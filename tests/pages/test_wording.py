@@ -64,14 +64,16 @@ def test_the_best_baseline_is_the_one_hardest_to_beat() -> None:
     years = line("mae_years", 2.0, (1.0, 3.0), constant=5.0, identity_lookup=2.5)
     assert years.best_baseline == "identity_lookup"
     verdict = wording.verdict(rates)
-    assert verdict.startswith("Not shown to be better than 1 of 2 baselines; the strongest is")
+    assert verdict.startswith(
+        "Not shown to be better than identity lookup; the strongest baseline is identity lookup"
+    )
     beaten = rates._replace(low=0.86)
     assert wording.verdict(beaten).startswith(
         "Better than every baseline; the strongest is identity"
     )
     hidden = beaten._replace(differences={"constant": (-0.1, 0.9)})
     assert wording.is_better(hidden) is False  # a baseline with a lower value is not beaten
-    assert "than 2 of 2 baselines" in wording.verdict(rates._replace(low=0.4))
+    assert "than constant and identity lookup;" in wording.verdict(rates._replace(low=0.4))
 
 
 def test_no_interval_no_baseline_and_no_width_are_said() -> None:
