@@ -255,8 +255,8 @@ class PlannedRun:
         defaults = TrainConfig(**with_recipe({"recipe": self.settings.get("recipe", "published")}))
         for name, default in config_to_json(defaults).items():
             value = self.settings.get(name, default)
-            stored = {*MAY_CHANGE_ON_RESUME, *SET_PER_RUN} - {"N_epochs", "patience"}
-            if value == default or name in stored:
+            unlisted = {*MAY_CHANGE_ON_RESUME, *SET_PER_RUN} - {"N_epochs", "patience"}
+            if value == default or name in unlisted:
                 continue
             values = value if isinstance(value, list) else [value]
             if isinstance(value, bool):
