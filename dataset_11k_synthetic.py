@@ -187,6 +187,7 @@ def write_data_set(config: SyntheticConfig, output: Path) -> None:
     ):
         temporary = Path(folder) / output.name
         (temporary / "Hands").mkdir(parents=True)
+        logger.info("%s: drawing %d photos", output, n_photos)
         with tqdm(total=n_photos, unit="photo", disable=None) as bar:
             for n_drawn in draw_sessions(config, temporary / "Hands"):
                 bar.update(n_drawn)

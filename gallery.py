@@ -211,7 +211,7 @@ def run_enroll(config: GalleryConfig) -> int:
                 path = Path(str(predicted.photos[0]))
                 entries.append(Entry(path, hashes[path], predicted.prediction.embedding))
                 for text in predicted.prediction.warnings:
-                    print(f"warning: {text}", file=sys.stderr)
+                    print(f"warning: {path}: {text}", file=sys.stderr)
         n_new = session.gallery.enroll(name, entries)
         print_json({"person": name, "photos_enrolled": n_new})
     n_people, n_photos = len(session.gallery.people()), session.gallery.n_photos()
@@ -244,12 +244,15 @@ def search_hands(session: Session, probes: Sequence[Probe]) -> list[dict[str, An
         similarity = search(chunks, vectors, max(names) + 1)
         for probe, vector, scores in zip(probes, vectors, similarity, strict=True):
             candidates: list[dict[str, Any]] = []
+            warnings = list(probe.warnings)
             ranking = np.argsort(-scores, kind="stable").tolist()
             for person in ranking[: min(session.config.top_k, len(names))]:
                 photos = gallery.photos(person)
                 nearest = photos[int(np.argmax([p.embedding @ vector for p in photos]))]
                 candidates.append({"person": names[person], "similarity": float(scores[person])})
                 candidates[-1]["photo"] = str(nearest.path)
+                if nearest.sha256 in probe.hashes:
+                    warnings.append(f"this photo is enrolled, as {names[person]}: {nearest.path}")
             top = candidates[0]["similarity"]
             gallery.record("search", photos=probe.hashes, candidate=ranking[0], similarity=top)
             records.append(
@@ -261,7 +264,7 @@ def search_hands(session: Session, probes: Sequence[Probe]) -> list[dict[str, An
                     "fpir": session.config.fpir,
                     "people": len(names),
                     "candidates": candidates,
-                    "warnings": probe.warnings,
+                    "warnings": warnings,
                 }
             )
     return records

@@ -77,6 +77,7 @@ def test_from_enrolment_to_removal(
     assert found["candidates"][0]["person"] == name
     assert found["candidates"][0]["similarity"] == pytest.approx(1, abs=1e-5)
     assert found["candidates"][0]["photo"] == str(photos[0])
+    assert f"this photo is enrolled, as {name}: {photos[0]}" in found["warnings"]
     assert len(found["candidates"]) == 3
     page = sheet.read_text("utf-8")
     assert name in page
