@@ -388,7 +388,8 @@ def likelihood_ratio(checkpoint: Path, sides: Sequence[Probe]) -> dict[str, Any]
     where = f"{metrics['aspect']}, {metrics['split']} of protocol {metrics['protocol']}"
     if support is None:
         why = (
-            f"no likelihood ratio: {where} has too few photos to compare {counts} photos of people"
+            f"no likelihood ratio: {where} has too few photos or people to calibrate comparisons of"
+            f" {counts} photos. Give fewer photos"
         )
         return {**found, "calibration": why}
     left_out = f", without the blocks of {' and '.join(support.left_out)}"
