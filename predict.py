@@ -597,8 +597,9 @@ def write_annotated(photo: Photo, prediction: Prediction, path: Path) -> None:
     picture = open_photo(photo, decode_size=ANNOTATED_WIDTH)
     scale = ANNOTATED_WIDTH / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
+    small = "identity" if prediction.unknown else ""  # whose name is one of the training people
     lines = [
-        (20, f"{TASKS[task].title} ({classes[name]:.0%}): {name}")
+        (13 if task == small else 20, f"{TASKS[task].title} ({classes[name]:.0%}): {name}")
         for task, classes in prediction.probabilities.items()
         for name in [prediction.classes[task]]
     ]
